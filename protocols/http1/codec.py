@@ -1,0 +1,184 @@
+"""The server side of an HTTP/1.1 connection without I/O.
+
+`ServerCodec` finds where a head ends and how its body is framed; an engine
+(`_parse_fields`) takes the head apart; `strictness` judges it. A message is read
+only when the one before it has been taken (`next_event`): whatever a client
+pipelines stays as bytes until then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal
+
+from ..asgi import Fields
+from . import strictness
+from .chunked import ChunkedDecoder
+from .events import CHUNKED, END_WITHOUT_TRAILERS, Data, EndOfMessage, Request
+
+
+class _NeedData(Enum):
+    NEED_DATA = "NEED_DATA"
+
+
+#: `ServerCodec.next_event` has nothing before more bytes come.
+NEED_DATA: Final = _NeedData.NEED_DATA
+Event = Request | Data | EndOfMessage | Literal[_NeedData.NEED_DATA]
+
+
+@dataclass(frozen=True, slots=True)
+class Http1Limits:
+    """How much of a message is read before it is refused; bytes, but for the count."""
+
+    request_line: int = 8 * 1024
+    headers: int = 32 * 1024
+    header_count: int = 100
+    chunk_line: int = 256
+    chunk_overhead: int = 64 * 1024
+    trailers: int = 4 * 1024
+    refuses_odd_names: bool = False
+
+
+DEFAULT_LIMITS = Http1Limits()
+
+
+class ServerCodec:
+    """Reads requests from a connection's bytes. Subclasses are the engines."""
+
+    __slots__ = ("_at", "_buffer", "_chunked", "_limits", "_remaining", "_searched", "is_eof")
+
+    def __init__(self, limits: Http1Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._buffer = b""
+        self._at = 0
+        #: How far the buffer holds no end of a head.
+        self._searched = 0
+        #: Bytes of the body still to come; -1 between messages.
+        self._remaining = -1
+        self._chunked: ChunkedDecoder | None = None
+        self.is_eof = False
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes received and not yet given out as events."""
+        return len(self._buffer) - self._at
+
+    @property
+    def is_in_message(self) -> bool:
+        """A body's end is still to come."""
+        return self._remaining >= 0 or self._chunked is not None
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the client; ``b""`` means end of stream."""
+        if not data:
+            self.is_eof = True
+        elif self._at >= len(self._buffer):
+            self._buffer = data
+            self._at = self._searched = 0
+        else:
+            self._buffer = self._buffer[self._at :] + data
+            self._searched -= self._at
+            self._at = 0
+
+    def next_event(self) -> Event:
+        """Return the next event, or `NEED_DATA`.
+
+        Raises `RemoteProtocolError` with a status hint; the connection is then
+        to be answered with it and closed, and this codec is not called again.
+        """
+        remaining = self._remaining
+        if remaining > 0:
+            buffer, at = self._buffer, self._at
+            have = len(buffer) - at
+            if not have:
+                return NEED_DATA
+            if have > remaining:
+                have = remaining
+            data = buffer if have == len(buffer) else buffer[at : at + have]
+            self._at = at + have
+            self._remaining = remaining - have
+            return Data(data)
+        if remaining == 0:
+            self._remaining = -1
+            return END_WITHOUT_TRAILERS
+        if self._chunked is not None:
+            return self._next_of_chunked(self._chunked)
+        return self._next_request()
+
+    def _next_of_chunked(self, decoder: ChunkedDecoder) -> Event:
+        data, self._at = decoder.decode(self._buffer, self._at)
+        if data:
+            return Data(data)
+        if not decoder.is_done:
+            return NEED_DATA
+        self._chunked = None
+        self._searched = self._at
+        return EndOfMessage(decoder.trailers) if decoder.trailers else END_WITHOUT_TRAILERS
+
+    def _next_request(self) -> Event:
+        buffer, at = self._buffer, self._at
+        # RFC 9112 §2.2: an empty line before the request line is forgiven, once.
+        if buffer.startswith(b"\r\n", at):
+            at += 2
+        end = buffer.find(b"\r\n\r\n", max(at, self._searched - 3))
+        if end < 0:
+            if at < len(buffer):
+                self._check_begun(buffer[at:])
+            self._searched = len(buffer)
+            return NEED_DATA
+        head = buffer[at : end + 4]
+        limits = self._limits
+        line_end = head.find(b"\r\n")
+        if line_end > limits.request_line:
+            raise strictness.refuse("request line over its limit", 414)
+        if len(head) - line_end > limits.headers:
+            raise strictness.refuse("request fields over their limit", 431)
+        strictness.check_head(head)
+        method, target, version = strictness.request_line(head[:line_end])
+        raw_fields = self._parse_fields(head, method)
+        if len(raw_fields) > limits.header_count:
+            raise strictness.refuse("too many request fields", 431)
+        request = strictness.examine(
+            method,
+            target,
+            version,
+            raw_fields,
+            refuses_odd_names=limits.refuses_odd_names,
+        )
+        self._at = self._searched = end + 4
+        if request.content_length:
+            self._begin_body()
+        if request.content_length == CHUNKED:
+            self._chunked = ChunkedDecoder(
+                line_limit=limits.chunk_line,
+                overhead_limit=limits.chunk_overhead,
+                trailer_limit=limits.trailers,
+            )
+        else:
+            self._remaining = request.content_length
+        return request
+
+    def _check_begun(self, begun: bytes) -> None:
+        """Refuse a head that is not complete and can never be a good one."""
+        limits = self._limits
+        line_end = begun.find(b"\r\n")
+        if (line_end if line_end >= 0 else len(begun)) > limits.request_line:
+            raise strictness.refuse("request line over its limit", 414)
+        if line_end >= 0 and len(begun) - line_end > limits.headers:
+            raise strictness.refuse("request fields over their limit", 431)
+        strictness.check_head(begun)
+        if line_end >= 0:
+            strictness.request_line(begun[:line_end])
+            if begun.count(b"\r\n") > limits.header_count + 1:
+                raise strictness.refuse("too many request fields", 431)
+
+    def _begin_body(self) -> None:
+        """Let the engine know that a body follows the head it has parsed."""
+
+    def _parse_fields(self, head: bytes, method: str) -> Fields:
+        """Take apart a head that `strictness.check_head` let through.
+
+        Returns names as sent and values without white space around them.
+        """
+        raise NotImplementedError

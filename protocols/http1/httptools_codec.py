@@ -1,0 +1,55 @@
+"""Request heads by httptools (llhttp): the fast engine."""
+
+from __future__ import annotations
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from ..asgi import Fields
+from ..errors import RemoteProtocolError
+from .codec import DEFAULT_LIMITS, Http1Limits, ServerCodec
+
+
+class HttptoolsCodec(ServerCodec):
+    """`ServerCodec` on llhttp.
+
+    The parser sees heads only: bodies are framed in `codec`, so that both
+    engines frame them alike and each limit holds to the byte. It is kept from
+    one message to the next while they have no bodies.
+    """
+
+    __slots__ = ("_parser", "_raw_fields")
+
+    def __init__(self, limits: Http1Limits = DEFAULT_LIMITS) -> None:
+        super().__init__(limits)
+        self._parser: HttpRequestParser | None = None
+        self._raw_fields: Fields = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field from httptools."""
+        # llhttp leaves the white space behind a value (RFC 9112 §5.1).
+        self._raw_fields.append((name, value.strip(b" \t")))
+
+    def _parse_fields(self, head: bytes, method: str) -> Fields:
+        parser = self._parser or HttpRequestParser(self)
+        fields: Fields = []
+        self._raw_fields = fields
+        self._parser = None
+        try:
+            parser.feed_data(head)
+        except HttpParserUpgrade:
+            # An offer to switch protocols, or CONNECT; llhttp stops reading
+            # there, which is no business of ours.
+            return fields
+        except HttpParserError as error:
+            cause = str(error)
+            if cause.startswith("Invalid method"):
+                raise RemoteProtocolError(
+                    f"method {method[:40]!r} is not known to this engine", status_hint=501
+                ) from None
+            raise RemoteProtocolError(f"malformed request: {cause}") from None
+        self._parser = parser
+        return fields
+
+    def _begin_body(self) -> None:
+        # llhttp waits for the body that it will not be given.
+        self._parser = None

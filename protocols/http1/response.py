@@ -1,0 +1,118 @@
+"""Writing a response's head (RFC 9112 sections 4 to 6), for every engine alike.
+
+`ResponseFields` judges what an application gave: framing is the server's own
+affair, so its framing fields are taken off and remembered, hop-by-hop fields go,
+and bytes that would end a line early are refused (response splitting).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from ..errors import LocalProtocolError
+
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_DIGITS = re.compile(rb"[0-9]{1,19}\Z")
+
+_PLAIN, _LENGTH, _CONNECTION, _HOP, _DATE, _SERVER, _SENDFILE = range(7)
+_SPECIAL = {
+    b"content-length": _LENGTH,
+    b"connection": _CONNECTION,
+    b"keep-alive": _HOP,
+    b"proxy-connection": _HOP,
+    b"te": _HOP,
+    b"trailer": _HOP,
+    b"transfer-encoding": _HOP,
+    b"upgrade": _HOP,
+    b"date": _DATE,
+    b"server": _SERVER,
+    b"x-sendfile": _SENDFILE,
+    b"x-accel-redirect": _SENDFILE,
+}
+# Name as an application writes it → (line prefix, what it is). Bounded.
+_names: dict[bytes, tuple[bytes, int]] = {}
+_NAMES_MAX = 2048
+
+
+def status_line(status: int) -> bytes:
+    """Return ``b"HTTP/1.1 200 OK\\r\\n"``; a code without a phrase has an empty one."""
+    line = _STATUS_LINES.get(status)
+    if line is None:
+        if not 100 <= status <= 999:
+            raise LocalProtocolError(f"status {status!r} is not of three digits")
+        line = b"HTTP/1.1 %d \r\n" % status
+    return line
+
+
+def _learn(name: bytes) -> tuple[bytes, int]:
+    if not isinstance(name, bytes):
+        raise LocalProtocolError(f"field name {name!r} is not bytes")
+    if not _TOKEN.match(name):
+        raise LocalProtocolError(f"malformed field name {name[:40]!r}")
+    known = (name + b": ", _SPECIAL.get(name.lower(), _PLAIN))
+    if len(_names) < _NAMES_MAX and len(name) <= 64:
+        _names[name] = known
+    return known
+
+
+class ResponseFields:
+    """An application's response fields, ready for the wire.
+
+    ``lines`` are the field lines to send, each with its CRLF; framing is to be
+    added. ``content_length`` is what the application promised, or ``None``.
+    ``closes``: it asked for the connection to be closed.
+    """
+
+    __slots__ = ("closes", "content_length", "has_date", "has_server", "lines", "sendfile")
+
+    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raise `LocalProtocolError` for what must not go on the wire."""
+        self.content_length: int | None = None
+        self.closes = False
+        self.has_date = False
+        self.has_server = False
+        #: The name of a file to send instead of the body, if one was named.
+        self.sendfile: bytes | None = None
+        parts: list[bytes] = []
+        names = _names
+        for name, value in fields:
+            prefix, code = names.get(name) or _learn(name)
+            if code:
+                if code == _LENGTH:
+                    if not _DIGITS.match(value):
+                        raise LocalProtocolError(f"malformed Content-Length {value[:40]!r}")
+                    length = int(value)
+                    if self.content_length not in (None, length):
+                        raise LocalProtocolError("two Content-Length fields that differ")
+                    self.content_length = length
+                    continue
+                if code == _CONNECTION:
+                    if b"close" in value.lower():
+                        self.closes = True
+                    continue
+                if code == _HOP:
+                    continue
+                if code == _SENDFILE:
+                    self.sendfile = value
+                    continue
+                if code == _DATE:
+                    self.has_date = True
+                else:
+                    self.has_server = True
+            parts += (prefix, value, b"\r\n")
+        lines = b"".join(parts)
+        # One look at the whole instead of one at each value.
+        ends = len(parts) // 3
+        if lines.count(b"\n") != ends or lines.count(b"\r") != ends or b"\0" in lines:
+            raise LocalProtocolError("CR, LF or NUL in a response field")
+        self.lines = lines
+
+
+def has_no_body(status: int) -> bool:
+    """Tell whether a response of this status ends with its head (RFC 9112 section 6.3)."""
+    return status == 204 or status == 304 or 100 <= status < 200
