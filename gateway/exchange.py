@@ -1,0 +1,474 @@
+"""One request and its response: `receive` and `send` of one ASGI call.
+
+The connection feeds the request's body in and is given the response's bytes;
+whatever ends an exchange early (a departure, a time-out, a limit) comes through
+here, and so does every exception that an application lets out: this is the one
+place that turns exceptions into responses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..adapters.errors import (
+    BackendError,
+    BadGateway,
+    ClientDisconnected,
+    ContentTooLarge,
+    GatewayTimeout,
+    InternalError,
+    Truncated,
+)
+from ..protocols.asgi import Message, Scope
+from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
+from ..protocols.http1 import Request
+from ..protocols.http1.events import CHUNKED
+from ..protocols.http1.response import ResponseFields, has_no_body, status_line
+from .errors import error_response, exception_status
+
+if TYPE_CHECKING:
+    from .http_driver import HttpConnection
+
+logger = logging.getLogger("tetrapylon.gateway")
+
+#: The access log's status for a client that left before its answer began.
+CLIENT_LEFT = 499
+# A body in one piece beyond this is written slice by slice, as the client reads.
+_SLICE_BYTES = 128 * 1024
+# Below this a copy into one write is cheaper than a second write.
+_JOIN_BYTES = 64 * 1024
+# What the client sends from there on cannot be relied on, or is not wanted.
+_CLOSING_STATUSES = frozenset({400, 408, 413, 414, 431})
+
+
+class ClientLeft(OSError):
+    """Raised by ``send`` when nobody is there to read (ASGI: an OSError)."""
+
+
+class Exchange:
+    """A request in hand. Under ``scope["extensions"]`` adapters find it."""
+
+    __slots__ = (
+        "_body",
+        "_body_buffered",
+        "_expected",
+        "_fields",
+        "_is_body_taken",
+        "_is_chunked",
+        "_is_head_only",
+        "_status",
+        "_waiters",
+        "_wants_continue",
+        "backend",
+        "began_at",
+        "body_limit_bytes",
+        "complete_at",
+        "connection",
+        "first_byte_s",
+        "is_body_complete",
+        "is_complete",
+        "is_departed",
+        "is_half_closed",
+        "is_started",
+        "keeps_alive",
+        "on_departure",
+        "received_bytes",
+        "request",
+        "sent_bytes",
+        "task",
+    )
+
+    def __init__(self, connection: HttpConnection, request: Request) -> None:
+        service = connection.service
+        self.connection = connection
+        self.request = request
+        self.task: asyncio.Task[None] | None = None
+        #: For the access log; the router says which backend answers.
+        self.backend = "-"
+        #: Called once when the client has really left; see `depart`.
+        self.on_departure: Callable[[], None] | None = None
+        self.is_departed = False
+        self.is_half_closed = False
+
+        self.body_limit_bytes = service.limits.body
+        self.received_bytes = 0
+        self.is_body_complete = request.content_length == 0
+        self.complete_at = service.now
+        #: How long the application may take from then to begin its answer; 0: for ever.
+        self.first_byte_s = 0.0
+        self._body: list[bytes] = []
+        self._body_buffered = 0
+        self._is_body_taken = False
+        self._wants_continue = request.expects_continue
+        self._waiters: list[asyncio.Future[None]] | None = None
+
+        self._fields: ResponseFields | None = None
+        self._status = 0
+        self._is_chunked = False
+        self._is_head_only = False
+        #: Body bytes still owed by Content-Length; None when none was given.
+        self._expected: int | None = None
+        #: The head is on its way: no other answer can be given any more.
+        self.is_started = False
+        self.is_complete = False
+        self.keeps_alive = request.wants_keep_alive
+        self.sent_bytes = 0
+        self.began_at = time.perf_counter() if service.access_log is not None else 0.0
+
+    # The request's side
+
+    def limit_body(self, limit_bytes: int) -> None:
+        """Set the largest body; raise `ContentTooLarge` if more is announced or here."""
+        self.body_limit_bytes = limit_bytes
+        size = max(self.request.content_length, self.received_bytes)
+        if size > limit_bytes:
+            raise ContentTooLarge(f"a body of {size} bytes where {limit_bytes} are the limit")
+
+    def feed(self, data: bytes) -> None:
+        """Take a piece of the request's body from the connection."""
+        size = len(data)
+        self.received_bytes += size
+        if self.is_complete:
+            if self.received_bytes > self.connection.drain_until:
+                self.connection.close_lingering()
+            return
+        if self.received_bytes > self.body_limit_bytes and self.task is not None:
+            # Before the start nobody knows yet which backend's limit holds.
+            self.reject(ContentTooLarge(f"a body of more than {self.body_limit_bytes} bytes"))
+            return
+        self._body.append(data)
+        self._body_buffered += size
+        if self._body_buffered > self.connection.service.limits.body_buffer:
+            self.connection.pause_reading()
+        if self._waiters is not None:
+            self._wake()
+
+    def end_of_body(self) -> None:
+        """Take note that the request is complete."""
+        self.is_body_complete = True
+        self.complete_at = self.connection.service.now
+        if self._waiters is not None:
+            self._wake()
+
+    def half_close(self) -> None:
+        """Take note that the client will send no more, but may still read."""
+        self.is_half_closed = True
+        self._wake()
+
+    def depart(self) -> None:
+        """Take note that the client has left: nothing more can reach it."""
+        if self.is_departed:
+            return
+        self.is_departed = True
+        self._wake()
+        callback, self.on_departure = self.on_departure, None
+        if callback is not None:
+            callback()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def receive(self) -> Message:
+        """ASGI ``receive``: the body's pieces, then ``http.disconnect``."""
+        while True:
+            if not self._is_body_taken and not self.is_complete:
+                if self._body or self.is_body_complete:
+                    pieces = self._body
+                    if not pieces:
+                        body = b""
+                    elif len(pieces) == 1:
+                        body = pieces[0]
+                    else:
+                        body = b"".join(pieces)
+                    self._body = []
+                    self._body_buffered = 0
+                    self._is_body_taken = self.is_body_complete
+                    if not self.is_body_complete:
+                        self.connection.resume_reading()
+                    return {
+                        "type": "http.request",
+                        "body": body,
+                        "more_body": not self.is_body_complete,
+                    }
+                if self.is_departed:
+                    return {"type": "http.disconnect"}
+                if self._wants_continue:
+                    self._wants_continue = False
+                    if not self.is_started and not self.received_bytes:
+                        self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            elif self.is_half_closed or self.is_departed or self.is_complete:
+                return {"type": "http.disconnect"}
+            waiter = self.connection.service.loop.create_future()
+            if self._waiters is None:
+                self._waiters = [waiter]
+            else:
+                self._waiters.append(waiter)
+            await waiter
+
+    # The response's side
+
+    async def send(self, message: Message) -> None:
+        """ASGI ``send``: a response's head, then its body's pieces.
+
+        Raises `LocalProtocolError` for what ASGI or HTTP does not allow, before
+        anything of that message is written, and `ClientLeft` (an OSError) when
+        the client has left.
+        """
+        if self.is_departed:
+            raise ClientLeft("the client has left")
+        kind = message["type"]
+        if kind == "http.response.body":
+            if self.is_complete:
+                raise LocalProtocolError("a message after the end of the response")
+            body = message.get("body", b"")
+            is_last = not message.get("more_body", False)
+            if not isinstance(body, bytes):
+                body = bytes(body)
+            total = len(body) if is_last else None
+            if len(body) <= _SLICE_BYTES:
+                self._write_body(body, total, is_last=is_last)
+            else:
+                view = memoryview(body)
+                for at in range(0, len(body), _SLICE_BYTES):
+                    await self._drain()
+                    piece = bytes(view[at : at + _SLICE_BYTES])
+                    is_end = at + _SLICE_BYTES >= len(body)
+                    self._write_body(piece, total, is_last=is_last and is_end)
+            if self.connection.is_write_paused:
+                await self._drain()
+        elif kind == "http.response.start":
+            if self._fields is not None:
+                raise LocalProtocolError("a second http.response.start")
+            status = message["status"]
+            if not isinstance(status, int) or not 200 <= status <= 999:
+                raise LocalProtocolError(f"http.response.start with status {status!r}")
+            fields = ResponseFields(message.get("headers", ()))
+            if fields.sendfile is not None:
+                # No root is configured from which a backend may have files sent.
+                raise BadGateway(f"the backend asked for the file {fields.sendfile!r} to be sent")
+            self._fields = fields
+            self._status = status
+        else:
+            raise LocalProtocolError(f"unknown message type {kind!r}")
+
+    async def _drain(self) -> None:
+        await self.connection.drain()
+        if self.is_departed:
+            raise ClientLeft("the client has left")
+
+    def _write_body(self, body: bytes, total: int | None, *, is_last: bool) -> None:
+        """Write a piece of the body, with the head before it if it is the first.
+
+        ``total`` is the size of the whole body where it is known already.
+        """
+        head = b"" if self.is_started else self._head(total)
+        excess = 0
+        if self._is_head_only:
+            body = b""
+        else:
+            if self._expected is not None:
+                excess = len(body) - self._expected
+                if excess > 0:
+                    body = body[: self._expected]
+                self._expected -= len(body)
+            self.sent_bytes += len(body)
+        connection = self.connection
+        if self._is_chunked:
+            if body:
+                parts = (
+                    head,
+                    b"%x\r\n" % len(body),
+                    body,
+                    b"\r\n0\r\n\r\n" if is_last else b"\r\n",
+                )
+                connection.transport.write(b"".join(parts))
+            elif is_last:
+                connection.transport.write(head + b"0\r\n\r\n")
+            elif head:
+                connection.transport.write(head)
+        elif not body:
+            if head:
+                connection.transport.write(head)
+        elif len(body) <= _JOIN_BYTES:
+            connection.transport.write(head + body if head else body)
+        else:
+            if head:
+                connection.transport.write(head)
+            connection.transport.write(body)
+        if self.is_half_closed:
+            connection.extend_half_close()
+        if excess > 0:
+            # The client has a whole answer; what was meant, nobody can tell.
+            self.keeps_alive = False
+            self._complete()
+            raise LocalProtocolError(f"the body is {excess} bytes longer than its Content-Length")
+        if is_last:
+            if self._expected:
+                raise Truncated(f"the body is {self._expected} bytes short of its Content-Length")
+            self._complete()
+
+    def _head(self, total: int | None) -> bytes:
+        """Make the head for a body of ``total`` bytes (``None``: not known)."""
+        fields = self._fields
+        if fields is None:
+            raise LocalProtocolError("http.response.body before http.response.start")
+        self.is_started = True
+        status = self._status
+        request = self.request
+        connection = self.connection
+        framing = b""
+        length = fields.content_length
+        if request.method == "HEAD" or has_no_body(status):
+            self._is_head_only = True
+            # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
+            if length is not None and status != 204:
+                framing = b"content-length: %d\r\n" % length
+            elif total and not has_no_body(status):
+                framing = b"content-length: %d\r\n" % total
+        elif length is not None:
+            self._expected = length
+            framing = b"content-length: %d\r\n" % length
+        elif total is not None:
+            framing = b"content-length: %d\r\n" % total
+        elif request.http_version == "1.1":
+            self._is_chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self.keeps_alive = False
+        if self.keeps_alive and (
+            fields.closes
+            or not connection.may_keep_alive()
+            or (total is not None and not self._is_drainable())
+        ):
+            self.keeps_alive = False
+        if not self.keeps_alive:
+            framing += b"connection: close\r\n"
+        elif request.http_version == "1.0":
+            framing += b"connection: keep-alive\r\n"
+        stamp = connection.service.stamp
+        if fields.has_date or fields.has_server:
+            date, server, _ = stamp.split(b"\r\n")
+            stamp = b"" if fields.has_date else date + b"\r\n"
+            if not fields.has_server:
+                stamp += server + b"\r\n"
+        return b"".join((status_line(status), fields.lines, stamp, framing, b"\r\n"))
+
+    def _is_drainable(self) -> bool:
+        """Tell whether the rest of an unread body is little enough to read away."""
+        if self.is_body_complete:
+            return True
+        if self._wants_continue and not self.received_bytes:
+            # RFC 9110 §10.1.1: without our 100 the client may send the body or not.
+            return False
+        length = self.request.content_length
+        if length == CHUNKED:
+            return True
+        return length - self.received_bytes <= self.connection.service.limits.drain
+
+    def _complete(self) -> None:
+        self.is_complete = True
+        self._body = []
+        self._body_buffered = 0
+        if self._waiters is not None:
+            self._wake()
+        self._log(self._status)
+        self.connection.exchange_answered(self)
+
+    # What ends an exchange otherwise
+
+    async def run(self, scope: Scope) -> None:
+        """Call the application and see to it that the client gets an answer."""
+        running = self.connection.service.running
+        running.add(self)
+        try:
+            await self.connection.service.app(scope, self.receive, self.send)
+            if not self.is_complete and not self.is_departed:
+                if not self.is_started:
+                    raise InternalError("the application returned without a response")
+                raise Truncated("the application returned in the middle of its response")
+        except Exception as error:
+            self._fail(error)
+        except (SystemExit, GeneratorExit) as error:
+            self._fail(InternalError(f"the application raised {error!r}"))
+        except asyncio.CancelledError:
+            if not self.is_complete:
+                self.connection.abort()
+            raise
+        finally:
+            running.discard(self)
+            if self.is_departed and not self.is_complete:
+                self._log(self._status if self.is_started else CLIENT_LEFT)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, ClientLeft | ClientDisconnected):
+            if not self.is_complete and not self.is_departed:
+                self.connection.abort()
+            return
+        if self.is_departed and isinstance(error, OSError | Truncated):
+            return
+        self.reject(error)
+
+    def reject(self, error: Exception) -> None:
+        """Answer with the status that ``error`` stands for, or cut the connection.
+
+        After the head only the second is possible: the client must never take
+        half an answer for a whole one.
+        """
+        status, retry_after_s = exception_status(error)
+        request_id = self.connection.service.next_request_id()
+        self._log_failure(error, status, request_id)
+        if self.is_complete or self.is_departed:
+            return
+        if self.is_started:
+            self._log(self._status)
+            self.is_complete = True
+            self.connection.truncate()
+            return
+        accept = next((v for name, v in self.request.fields if name == b"accept"), None)
+        fields, body = error_response(status, accept=accept, request_id=request_id)
+        if retry_after_s is not None:
+            fields = [*fields, (b"retry-after", b"%d" % retry_after_s)]
+        self._fields = ResponseFields(fields)
+        self._status = status
+        if status in _CLOSING_STATUSES or not self._is_drainable():
+            self.keeps_alive = False
+        self._write_body(body, len(body), is_last=True)
+
+    def _log_failure(self, error: Exception, status: int, request_id: str) -> None:
+        request = self.request
+        what = (request_id, request.method, request.target[:200], self.backend)
+        if isinstance(error, Truncated):
+            logger.error("[%s] %s %r (%s): cut off: %s", *what, error)
+        elif isinstance(error, BackendError | RemoteProtocolError):
+            level = logging.ERROR if status >= 500 else logging.INFO
+            logger.log(level, "[%s] %s %r (%s): %d: %s", *what, status, error)
+        elif isinstance(error, ProtocolError):
+            logger.error("[%s] %s %r (%s): the application: %s", *what, error)
+        else:
+            logger.error("[%s] %s %r (%s): the application raised", *what, exc_info=error)
+
+    def time_out(self) -> None:
+        """The application has not begun its answer in time."""
+        self.reject(GatewayTimeout(f"no answer began within {self.first_byte_s:g} s"))
+        if self.task is not None:
+            self.task.cancel()
+
+    def _log(self, status: int) -> None:
+        access_log = self.connection.service.access_log
+        if access_log is None:
+            return
+        access_log.record(
+            client=self.connection.client_address,
+            request=self.request,
+            status=status,
+            body_bytes=self.sent_bytes,
+            duration_s=time.perf_counter() - self.began_at,
+            backend=self.backend,
+        )

@@ -1,0 +1,192 @@
+"""Host and path → backend.
+
+Paths match by whole segments (``/blog`` is not a prefix of ``/blogger``), the
+longest first; hosts come before paths: the routes of the request's own host, then
+those of the longest wildcard, then those without a host. The path is the normal
+one (`paths.normalise`), the same that the backend will be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..adapters.errors import InternalError, LocalRedirect, NotFound
+from ..protocols.asgi import GATEWAY_EXTENSION, Receive, Scope, Send
+from .backends.base import Backend
+from .exchange import Exchange
+from .paths import normalise
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A prefix of paths, on some hosts, and who answers there.
+
+    ``hosts``: names without port, ``*.example.com`` for all below; empty for
+    every host. ``mount``: the prefix becomes root_path (SCRIPT_NAME).
+    """
+
+    path: str
+    backend: Backend
+    hosts: Sequence[str] = ()
+    mount: bool = False
+
+
+_Table = dict[str, Route]
+
+
+class Router:
+    """An ASGI application that hands each request to its route's backend."""
+
+    def __init__(
+        self,
+        routes: Iterable[Route],
+        *,
+        keeps_encoded_slash: bool = False,
+        merges_slashes: bool = True,
+    ) -> None:
+        self._any_host: _Table = {}
+        self._hosts: dict[str, _Table] = {}
+        self._wildcards: dict[str, _Table] = {}
+        self._keeps_encoded_slash = keeps_encoded_slash
+        self._merges_slashes = merges_slashes
+        for route in routes:
+            # "/blog/" and "/blog" are one prefix; "/" is the empty one.
+            prefix = route.path.rstrip("/")
+            for host in route.hosts or (None,):
+                if host is None:
+                    table = self._any_host
+                elif host.startswith("*."):
+                    table = self._wildcards.setdefault(host[1:].lower(), {})
+                else:
+                    table = self._hosts.setdefault(host.lower(), {})
+                table[prefix] = route
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Find the route and return its backend's call, ready to be awaited.
+
+        Raises `NotFound` where no route matches, `ContentTooLarge` for a body
+        that is announced as larger than the backend takes.
+        """
+        backend = self._enter(scope)
+        exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
+        if exchange.request.content_length:
+            limit = backend.body_limit_bytes
+            exchange.limit_body(exchange.body_limit_bytes if limit is None else limit)
+        if backend.local_redirects:
+            return self._follow(backend, scope, receive, send)
+        return backend(scope, receive, send)
+
+    def _enter(self, scope: Scope) -> Backend:
+        """Choose the backend and put down in the scope what follows from that."""
+        route = self.find(scope)
+        if route.mount:
+            scope["root_path"] = route.path.rstrip("/")
+        exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
+        exchange.backend = route.backend.name
+        return route.backend
+
+    def find(self, scope: Scope) -> Route:
+        """Return the route of a request; raise `NotFound` if there is none."""
+        path: str = scope["path"]
+        if self._hosts or self._wildcards:
+            host = _host_name(scope)
+            route = self._longest(self._hosts.get(host), path)
+            if route is None and self._wildcards:
+                route = self._longest_wildcard(host, path)
+            if route is not None:
+                return route
+        route = self._longest(self._any_host, path)
+        if route is None:
+            raise NotFound(f"no route for {path[:200]!r}")
+        return route
+
+    @staticmethod
+    def _longest(table: _Table | None, path: str) -> Route | None:
+        if not table:
+            return None
+        prefix = path
+        while True:
+            route = table.get(prefix)
+            if route is not None or not prefix:
+                return route
+            prefix = prefix[: prefix.rfind("/")] if "/" in prefix else ""
+
+    def _longest_wildcard(self, host: str, path: str) -> Route | None:
+        dot = host.find(".")
+        while dot >= 0:
+            route = self._longest(self._wildcards.get(host[dot:]), path)
+            if route is not None:
+                return route
+            dot = host.find(".", dot + 1)
+        return None
+
+    async def _follow(self, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call a backend whose answer may be "as if that had been asked for".
+
+        RFC 3875 section 6.2.2: the new request is a GET (a HEAD stays one)
+        without a body, with the fields of the first.
+        """
+        left = backend.local_redirects
+        while True:
+            try:
+                await backend(scope, receive, send)
+                return
+            except LocalRedirect as redirect:
+                if not left:
+                    raise InternalError("too many local redirects in a row") from None
+                left -= 1
+                scope = self._redirected(scope, redirect.target)
+                receive = _no_body(receive)
+                backend = self._enter(scope)
+
+    def _redirected(self, scope: Scope, target: bytes) -> Scope:
+        raw_path, _, query = target.partition(b"?")
+        path = normalise(
+            raw_path,
+            keeps_encoded_slash=self._keeps_encoded_slash,
+            merges_slashes=self._merges_slashes,
+        )
+        return {
+            **scope,
+            "method": "HEAD" if scope["method"] == "HEAD" else "GET",
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": [field for field in scope["headers"] if field[0] not in _BODY_FIELDS],
+        }
+
+
+_BODY_FIELDS = frozenset(
+    {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding", b"expect"}
+)
+
+
+def _no_body(receive: Receive) -> Receive:
+    is_taken = False
+
+    async def receive_nothing() -> dict[str, object]:
+        nonlocal is_taken
+        if not is_taken:
+            is_taken = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return {"type": "http.disconnect"}
+
+    return receive_nothing
+
+
+def _host_name(scope: Scope) -> str:
+    """Return the request's host in lower case, without port and final dot."""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host: str = value.decode("latin-1").lower()
+            if not host.endswith("]"):
+                head, colon, port = host.rpartition(":")
+                if colon and (port.isdigit() or not port):
+                    host = head
+            return host.rstrip(".")
+    return ""
