@@ -52,6 +52,8 @@ class ChunkedDecoder:
         Raises `RemoteProtocolError`: 400 for malformed framing or too much of
         it, 431 for trailers over their limit.
         """
+        if self._state == _DONE:
+            return b"", at  # what follows is the next message's
         parts: list[bytes] = []
         end = len(buffer)
         while True:

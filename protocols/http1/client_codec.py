@@ -152,7 +152,7 @@ class ClientCodec:
             match = _STATUS_LINE.match(status_line)
             if match is None:
                 raise strictness.refuse(f"malformed status line {status_line[:80]!r}")
-            fields = strictness.field_lines(lines)
+            fields = [(name.lower(), value) for name, value in strictness.field_lines(lines)]
             self._buffer = buffer[end + 4 :]
             self._searched = 0
             status = int(match[2])

@@ -41,12 +41,25 @@ class Http1Limits:
 
 
 DEFAULT_LIMITS = Http1Limits()
+# Larger blocks of fields are not worth the memory of a connection that idles.
+_REMEMBERED_BYTES = 1024
 
 
 class ServerCodec:
     """Reads requests from a connection's bytes. Subclasses are the engines."""
 
-    __slots__ = ("_at", "_buffer", "_chunked", "_limits", "_remaining", "_searched", "is_eof")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_chunked",
+        "_last_block",
+        "_last_examined",
+        "_last_version",
+        "_limits",
+        "_remaining",
+        "_searched",
+        "is_eof",
+    )
 
     def __init__(self, limits: Http1Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
@@ -57,6 +70,9 @@ class ServerCodec:
         #: Bytes of the body still to come; -1 between messages.
         self._remaining = -1
         self._chunked: ChunkedDecoder | None = None
+        self._last_block = b""
+        self._last_version = ""
+        self._last_examined: strictness.Examined | None = None
         self.is_eof = False
 
     @property
@@ -127,37 +143,49 @@ class ServerCodec:
                 self._check_begun(buffer[at:])
             self._searched = len(buffer)
             return NEED_DATA
-        head = buffer[at : end + 4]
-        limits = self._limits
-        line_end = head.find(b"\r\n")
-        if line_end > limits.request_line:
+        line_end = buffer.find(b"\r\n", at)
+        line = buffer[at:line_end]
+        if len(line) > self._limits.request_line:
             raise strictness.refuse("request line over its limit", 414)
-        if len(head) - line_end > limits.headers:
-            raise strictness.refuse("request fields over their limit", 431)
-        strictness.check_head(head)
-        method, target, version = strictness.request_line(head[:line_end])
-        raw_fields = self._parse_fields(head, method)
-        if len(raw_fields) > limits.header_count:
-            raise strictness.refuse("too many request fields", 431)
-        request = strictness.examine(
-            method,
-            target,
-            version,
-            raw_fields,
-            refuses_odd_names=limits.refuses_odd_names,
-        )
+        # The CRLF before the first field tells a folded line there.
+        block = buffer[line_end : end + 4]
+        method, target, version = strictness.request_line(line)
+        # A kept connection repeats its fields more often than not.
+        if block == self._last_block and version == self._last_version:
+            examined = self._last_examined
+            assert examined is not None, "a block goes with what it came to"
+        else:
+            examined = self._examine(buffer[at : end + 4], block, method, version)
+        request = strictness.assemble(method, target, version, examined)
         self._at = self._searched = end + 4
-        if request.content_length:
-            self._begin_body()
-        if request.content_length == CHUNKED:
+        length = request.content_length
+        if length == CHUNKED:
+            limits = self._limits
             self._chunked = ChunkedDecoder(
                 line_limit=limits.chunk_line,
                 overhead_limit=limits.chunk_overhead,
                 trailer_limit=limits.trailers,
             )
         else:
-            self._remaining = request.content_length
+            self._remaining = length
         return request
+
+    def _examine(self, head: bytes, block: bytes, method: str, version: str) -> strictness.Examined:
+        limits = self._limits
+        if len(block) > limits.headers:
+            raise strictness.refuse("request fields over their limit", 431)
+        strictness.check_head(block)
+        raw_fields = self._parse_fields(head, method)
+        if len(raw_fields) > limits.header_count:
+            raise strictness.refuse("too many request fields", 431)
+        examined = strictness.examine(
+            version, raw_fields, refuses_odd_names=limits.refuses_odd_names
+        )
+        if len(block) <= _REMEMBERED_BYTES:
+            self._last_block = block
+            self._last_version = version
+            self._last_examined = examined
+        return examined
 
     def _check_begun(self, begun: bytes) -> None:
         """Refuse a head that is not complete and can never be a good one."""
@@ -172,9 +200,6 @@ class ServerCodec:
             strictness.request_line(begun[:line_end])
             if begun.count(b"\r\n") > limits.header_count + 1:
                 raise strictness.refuse("too many request fields", 431)
-
-    def _begin_body(self) -> None:
-        """Let the engine know that a body follows the head it has parsed."""
 
     def _parse_fields(self, head: bytes, method: str) -> Fields:
         """Take apart a head that `strictness.check_head` let through.

@@ -13,15 +13,13 @@ class HttptoolsCodec(ServerCodec):
     """`ServerCodec` on llhttp.
 
     The parser sees heads only: bodies are framed in `codec`, so that both
-    engines frame them alike and each limit holds to the byte. It is kept from
-    one message to the next while they have no bodies.
+    engines frame them alike and each limit holds to the byte.
     """
 
-    __slots__ = ("_parser", "_raw_fields")
+    __slots__ = ("_raw_fields",)
 
     def __init__(self, limits: Http1Limits = DEFAULT_LIMITS) -> None:
         super().__init__(limits)
-        self._parser: HttpRequestParser | None = None
         self._raw_fields: Fields = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -30,16 +28,17 @@ class HttptoolsCodec(ServerCodec):
         self._raw_fields.append((name, value.strip(b" \t")))
 
     def _parse_fields(self, head: bytes, method: str) -> Fields:
-        parser = self._parser or HttpRequestParser(self)
         fields: Fields = []
         self._raw_fields = fields
-        self._parser = None
+        # A parser of its own for each head: one that saw a head waits for the
+        # body, which it is not given.
+        parser = HttpRequestParser(self)
         try:
             parser.feed_data(head)
         except HttpParserUpgrade:
             # An offer to switch protocols, or CONNECT; llhttp stops reading
             # there, which is no business of ours.
-            return fields
+            pass
         except HttpParserError as error:
             cause = str(error)
             if cause.startswith("Invalid method"):
@@ -47,9 +46,4 @@ class HttptoolsCodec(ServerCodec):
                     f"method {method[:40]!r} is not known to this engine", status_hint=501
                 ) from None
             raise RemoteProtocolError(f"malformed request: {cause}") from None
-        self._parser = parser
         return fields
-
-    def _begin_body(self) -> None:
-        # llhttp waits for the body that it will not be given.
-        self._parser = None

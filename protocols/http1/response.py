@@ -1,6 +1,6 @@
 """Writing a response's head (RFC 9112 sections 4 to 6), for every engine alike.
 
-`ResponseFields` judges what an application gave: framing is the server's own
+`examine` judges what an application gave: framing is the server's own
 affair, so its framing fields are taken off and remembered, hop-by-hop fields go,
 and bytes that would end a line early are refused (response splitting).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import NamedTuple
 
 from ..errors import LocalProtocolError
 
@@ -17,7 +18,6 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_DIGITS = re.compile(rb"[0-9]{1,19}\Z")
 
 _PLAIN, _LENGTH, _CONNECTION, _HOP, _DATE, _SERVER, _SENDFILE = range(7)
 _SPECIAL = {
@@ -60,57 +60,66 @@ def _learn(name: bytes) -> tuple[bytes, int]:
     return known
 
 
-class ResponseFields:
+class ResponseFields(NamedTuple):
     """An application's response fields, ready for the wire.
 
     ``lines`` are the field lines to send, each with its CRLF; framing is to be
     added. ``content_length`` is what the application promised, or ``None``.
-    ``closes``: it asked for the connection to be closed.
+    ``closes``: it asked for the connection to be closed. ``sendfile`` names a
+    file to send instead of the body, if the application named one.
     """
 
-    __slots__ = ("closes", "content_length", "has_date", "has_server", "lines", "sendfile")
+    lines: bytes
+    content_length: int | None
+    closes: bool = False
+    has_date: bool = False
+    has_server: bool = False
+    sendfile: bytes | None = None
 
-    def __init__(self, fields: Iterable[tuple[bytes, bytes]]) -> None:
-        """Raise `LocalProtocolError` for what must not go on the wire."""
-        self.content_length: int | None = None
-        self.closes = False
-        self.has_date = False
-        self.has_server = False
-        #: The name of a file to send instead of the body, if one was named.
-        self.sendfile: bytes | None = None
-        parts: list[bytes] = []
-        names = _names
-        for name, value in fields:
-            prefix, code = names.get(name) or _learn(name)
-            if code:
-                if code == _LENGTH:
-                    if not _DIGITS.match(value):
-                        raise LocalProtocolError(f"malformed Content-Length {value[:40]!r}")
-                    length = int(value)
-                    if self.content_length not in (None, length):
-                        raise LocalProtocolError("two Content-Length fields that differ")
-                    self.content_length = length
-                    continue
-                if code == _CONNECTION:
-                    if b"close" in value.lower():
-                        self.closes = True
-                    continue
-                if code == _HOP:
-                    continue
-                if code == _SENDFILE:
-                    self.sendfile = value
-                    continue
-                if code == _DATE:
-                    self.has_date = True
-                else:
-                    self.has_server = True
-            parts += (prefix, value, b"\r\n")
-        lines = b"".join(parts)
+
+def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
+    """Judge response fields; raise `LocalProtocolError` for what must not go on the wire."""
+    content_length: int | None = None
+    specials: dict[int, bytes] | None = None
+    lines: list[bytes] = []
+    names = _names
+    for name, value in fields:
+        prefix, code = names.get(name) or _learn(name)
+        if not code:
+            lines.append(prefix + value)
+        elif code == _LENGTH:
+            # bytes.isdigit() knows ASCII alone.
+            if not value.isdigit() or len(value) > 19:
+                raise LocalProtocolError(f"malformed Content-Length {value[:40]!r}")
+            length = int(value)
+            if content_length is not None and content_length != length:
+                raise LocalProtocolError("two Content-Length fields that differ")
+            content_length = length
+        else:
+            if code in (_DATE, _SERVER):
+                lines.append(prefix + value)
+            if specials is None:
+                specials = {}
+            specials[code] = value
+    if not lines:
+        text = b""
+    else:
+        lines.append(b"")
+        text = b"\r\n".join(lines)
         # One look at the whole instead of one at each value.
-        ends = len(parts) // 3
-        if lines.count(b"\n") != ends or lines.count(b"\r") != ends or b"\0" in lines:
+        ends = len(lines) - 1
+        if text.count(b"\n") != ends or text.count(b"\r") != ends or b"\0" in text:
             raise LocalProtocolError("CR, LF or NUL in a response field")
-        self.lines = lines
+    if specials is None:
+        return ResponseFields(text, content_length)
+    return ResponseFields(
+        text,
+        content_length,
+        b"close" in specials.get(_CONNECTION, b"").lower(),
+        _DATE in specials,
+        _SERVER in specials,
+        specials.get(_SENDFILE),
+    )
 
 
 def has_no_body(status: int) -> bool:

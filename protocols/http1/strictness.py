@@ -31,7 +31,6 @@ _PLAIN_NAME = re.compile(rb"[A-Za-z0-9-]+\Z")
 # RFC 3986 §3.2.2, without userinfo; "," would let two hosts pose as one.
 _HOST = re.compile(rb"(?:[A-Za-z0-9\-._~!$&'()*+;=%]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?\Z")
 _ABSOLUTE = re.compile(rb"(?i:https?)://([^/?]*)([/?].*)?\Z")
-_DIGITS = re.compile(rb"[0-9]{1,19}\Z")
 _MAX_LENGTH = 2**63 - 1
 
 # Deleting every byte that may stand in a head must leave nothing.
@@ -116,20 +115,24 @@ def _learn(name: bytes) -> _Role:
 
 def content_length(value: bytes) -> int:
     """Parse a Content-Length: ASCII digits, at most 19, below 2**63."""
-    if not _DIGITS.match(value) or int(value) > _MAX_LENGTH:
+    # bytes.isdigit() knows ASCII alone.
+    if not value.isdigit() or len(value) > 19 or int(value) > _MAX_LENGTH:
         raise refuse(f"malformed Content-Length {value[:40]!r}")
     return int(value)
 
 
-def examine(
-    method: str,
-    target: bytes,
-    http_version: str,
-    raw_fields: Fields,
-    *,
-    refuses_odd_names: bool = False,
-) -> Request:
-    """Judge a head's fields as a whole; return the request or raise.
+class Examined(NamedTuple):
+    """What a head's fields come to, whatever the request line says."""
+
+    fields: Fields
+    host: bytes | None
+    content_length: int
+    wants_keep_alive: bool
+    expects_continue: bool
+
+
+def examine(http_version: str, raw_fields: Fields, *, refuses_odd_names: bool = False) -> Examined:
+    """Judge a head's fields as a whole; raise if there is any doubt about them.
 
     Field names outside ``[A-Za-z0-9-]`` are tokens to HTTP and may pose as
     another field once CGI has turned ``-`` into ``_``; they are dropped, or
@@ -169,7 +172,7 @@ def examine(
                 length = content_length(value)
             elif code == _CODING:
                 if coding is not None:
-                    raise refuse("more than one Transfer-Encoding field", 501)
+                    raise refuse("more than one Transfer-Encoding field")
                 coding = value
             elif code == _EXPECT:
                 if value.lower() != b"100-continue":
@@ -191,26 +194,27 @@ def examine(
         if coding.lower() != b"chunked":
             raise refuse(f"transfer coding {coding[:40]!r} is not spoken here", 501)
         length = CHUNKED
+    if host is not None and not _HOST.match(host):
+        raise refuse(f"malformed Host {host[:80]!r}")
+    return Examined(fields, host, length or 0, wants_keep_alive, expects_continue)
 
+
+def assemble(method: str, target: bytes, http_version: str, examined: Examined) -> Request:
+    """Make a request of its line and its fields; raise where they do not go together."""
+    fields, host, length, wants_keep_alive, expects_continue = examined
+    # A list of its own: the application may change it.
+    fields = fields.copy()
     if target[:1] != b"/":
         target, host = _other_form(method, target, host, fields)
     if host is None:
+        # RFC 9112 §3.2
         if http_version == "1.1":
             raise refuse("no Host field")
         host = b""
-    elif not _HOST.match(host):
-        raise refuse(f"malformed Host {host[:80]!r}")
     if method == "CONNECT" or method == "TRACE":
         raise refuse(f"method {method} is not served here", 405)
     return Request(
-        method,
-        target,
-        http_version,
-        fields,
-        length or 0,
-        wants_keep_alive,
-        expects_continue,
-        host,
+        method, target, http_version, fields, length, wants_keep_alive, expects_continue, host
     )
 
 

@@ -149,3 +149,12 @@ def test_mutations_are_refused_or_read(body: tuple[bytes, bytes], at: int, junk:
         decode([mutated])
     except RemoteProtocolError as error:
         assert error.status_hint in (400, 431)
+
+
+def test_the_next_message_may_have_come_with_the_last_chunk() -> None:  # A11
+    decoder = ChunkedDecoder(line_limit=256, overhead_limit=1024, trailer_limit=1024)
+    buffer = b"3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1\r\n"
+    data, at = decoder.decode(buffer, 0)
+    assert (data, decoder.is_done) == (b"abc", True)
+    assert decoder.decode(buffer, at) == (b"", at)
+    assert buffer[at:] == b"GET / HTTP/1.1\r\n"

@@ -66,7 +66,7 @@ def test_transfer_codings(status_of: StatusOf, value: bytes) -> None:  # A3
 
 def test_transfer_coding_twice(status_of: StatusOf) -> None:  # A3
     lines = [b"Transfer-Encoding: chunked"] * 2
-    assert status_of(with_fields(*lines) + b"0\r\n\r\n") == 501
+    assert status_of(with_fields(*lines) + b"0\r\n\r\n") in (400, 501)
 
 
 def test_transfer_coding_in_http_1_0(status_of: StatusOf) -> None:  # A3
