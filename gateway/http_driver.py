@@ -14,10 +14,12 @@ a failed write or EOF inside a request is a departure.
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from ..adapters.errors import BackendError
@@ -36,7 +38,13 @@ if TYPE_CHECKING:
 _NEVER = math.inf
 # What a connection waits for; decides what a passed deadline means.
 _NOTHING, _FIRST_BYTE, _HEADER, _BODY, _KEEP_ALIVE, _HALF_CLOSE, _LINGER = range(7)
-_HAS_EAGER_TASKS = sys.version_info >= (3, 12)
+# What loop.create_task does, without its detours; where it can, an application that
+# never waits is done before the task is even scheduled.
+_start_task: Callable[..., asyncio.Task[None]] = (
+    functools.partial(cast(Any, asyncio.Task), eager_start=True)
+    if sys.version_info >= (3, 12)
+    else asyncio.Task
+)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -117,8 +125,7 @@ class HttpConnection(asyncio.Protocol):
             path = here.decode(errors="replace") if isinstance(here, bytes) else here
             self._server_address = (path or "unix", None)
         service.connections.add(self)
-        if service.limits.age_s:
-            self._closes_at = service.now + service.limits.age_s
+        self._closes_at = service.now + service.limits.age_s
         self._wait_for(_FIRST_BYTE, service.timeouts.first_byte)
         if service.is_stopping:
             self.stop_when_idle()
@@ -180,7 +187,8 @@ class HttpConnection(asyncio.Protocol):
             self._is_reading_paused = True
             self.transport.pause_reading()
             if self._waits_for == _BODY:
-                self._wait_for(_NOTHING, 0)
+                self._waits_for = _NOTHING
+                self._deadline = _NEVER
 
     def resume_reading(self) -> None:
         """Read on; the client's time to send its body begins anew."""
@@ -221,7 +229,8 @@ class HttpConnection(asyncio.Protocol):
                 exchange = self.exchange
                 assert exchange is not None, "a message has an exchange"
                 exchange.end_of_body()
-                self._wait_for(_NOTHING, 0)
+                self._waits_for = _NOTHING
+                self._deadline = _NEVER
                 if codec.is_eof:
                     exchange.half_close()
                     self.extend_half_close()
@@ -280,13 +289,7 @@ class HttpConnection(asyncio.Protocol):
         return exchange, scope
 
     def _start(self, exchange: Exchange, scope: Scope) -> None:
-        loop = self.service.loop
-        if _HAS_EAGER_TASKS:
-            # An application that never waits is done here and now.
-            eager: Any = asyncio.Task
-            exchange.task = eager(exchange.run(scope), loop=loop, eager_start=True)
-        else:
-            exchange.task = loop.create_task(exchange.run(scope))
+        exchange.task = _start_task(exchange.run(scope), loop=self.service.loop)
 
     def exchange_answered(self, exchange: Exchange) -> None:
         """Go on after an answer: the next request, or the end."""
@@ -305,19 +308,22 @@ class HttpConnection(asyncio.Protocol):
     def _end(self, exchange: Exchange) -> bool:
         """Let go of a finished exchange; tell whether the connection is kept."""
         self.exchange = None
-        if not exchange.keeps_alive or not self.may_keep_alive():
-            if self.codec.buffered_bytes and not self.codec.is_eof:
-                self.close_lingering()
-            else:
-                self.close()
-            return False
-        self._wait_for(_KEEP_ALIVE, self.service.timeouts.keep_alive)
-        return True
+        service = self.service
+        if exchange.keeps_alive and not self.is_closing and not service.is_stopping:
+            self._waits_for = _KEEP_ALIVE
+            self._deadline = service.now + service.timeouts.keep_alive
+            return True
+        if self.codec.buffered_bytes and not self.codec.is_eof:
+            self.close_lingering()
+        else:
+            self.close()
+        return False
 
     def _read_on(self) -> None:
         if self._is_reading_paused:
             self.resume_reading()
-        if self.codec.buffered_bytes or self.codec.is_eof:
+        codec = self.codec
+        if codec.buffered_bytes or codec.is_eof:
             self._read_events()
 
     def _wait_for_head(self) -> None:
@@ -421,6 +427,8 @@ class HttpConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; what is not yet written is lost."""
         self.is_closing = True
+        if self.exchange is not None and not self.exchange.is_complete:
+            self.exchange.depart()
         if not self.transport.is_closing() or self.transport.get_write_buffer_size():
             self.transport.abort()
 
@@ -444,11 +452,11 @@ class HttpConnection(asyncio.Protocol):
     # Time
 
     def _after(self, seconds: float) -> float:
-        return self.service.now + seconds if seconds else _NEVER
+        return self.service.now + seconds
 
     def _wait_for(self, what: int, seconds: float) -> None:
         self._waits_for = what
-        self._deadline = self.service.now + seconds if seconds else _NEVER
+        self._deadline = self.service.now + seconds
 
     def _wait_for_body(self, exchange: Exchange) -> None:
         """Watch that the body comes, and not drop by drop, from now on."""

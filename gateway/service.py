@@ -48,7 +48,7 @@ class ConnectionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a connection waits, in seconds; 0 waits for ever."""
+    """How long a connection waits, in seconds; `math.inf` waits for ever."""
 
     first_byte: float = defaults.FIRST_BYTE_S
     header: float = defaults.HEADER_S
