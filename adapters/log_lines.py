@@ -1,0 +1,64 @@
+"""What an application writes to its error stream, as lines that are safe to log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+_LINE_BYTES = 4096
+
+
+def escape(line: bytes) -> str:
+    """Return ``line`` as printable text: other characters stand as ``repr`` shows them.
+
+    So no line of an application can forge another line of the log, nor reach
+    the terminal that shows it.
+    """
+    text = line.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else repr(character)[1:-1] for character in text
+    )
+
+
+class LogLines:
+    """Cuts a byte stream into lines and calls ``log`` with each, escaped.
+
+    Empty lines are left out, long ones cut at 4 KiB. After ``limit_bytes`` the
+    rest is dropped, with one line that says so; ``None`` has no limit.
+    """
+
+    def __init__(self, log: Callable[[str], object], *, limit_bytes: int | None = None) -> None:
+        self._log = log
+        self._limit_bytes = limit_bytes
+        self._rest = b""
+        self.total_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        limit = self._limit_bytes
+        before = self.total_bytes
+        self.total_bytes += len(data)
+        if limit is not None and self.total_bytes > limit:
+            if before > limit:
+                return
+            data = data[: limit - before]
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._write(line)
+        while len(self._rest) > _LINE_BYTES:
+            self._write(self._rest[:_LINE_BYTES])
+            self._rest = self._rest[_LINE_BYTES:]
+        if limit is not None and self.total_bytes > limit:
+            self.finish()
+            self._log(f"… (more than {limit} bytes: the rest is dropped)")
+
+    def finish(self) -> None:
+        """Log what came after the last line end."""
+        rest, self._rest = self._rest, b""
+        self._write(rest)
+
+    def _write(self, line: bytes) -> None:
+        line = line.rstrip(b"\r")
+        for start in range(0, len(line), _LINE_BYTES):
+            self._log(escape(line[start : start + _LINE_BYTES]))

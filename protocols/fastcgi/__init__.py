@@ -1,0 +1,58 @@
+"""FastCGI 1.0 without I/O, both sides: client (web server) and responder (application).
+
+>>> connection = Connection(Side.CLIENT)
+>>> request = connection.send(BeginRequest(1)) + connection.send(Params(1, {"A": "b"}))
+>>> request += connection.send(Stdin(1, b""))
+
+The bytes go to the application; what it sends goes into `Connection.receive_data`,
+and `Connection.next_event` says what it means.
+"""
+
+from .connection import NEED_DATA, Connection, NeedData
+from .events import (
+    AbortRequest,
+    BeginRequest,
+    ConnectionClosed,
+    Data,
+    EndRequest,
+    Event,
+    GetValues,
+    GetValuesResult,
+    Params,
+    Refusal,
+    Stderr,
+    Stdin,
+    Stdout,
+    UnknownManagement,
+    UnknownType,
+)
+from .params import PairTooLarge
+from .records import ProtocolStatus, RecordType, Role
+from .state import Side, State
+
+__all__ = [
+    "NEED_DATA",
+    "AbortRequest",
+    "BeginRequest",
+    "Connection",
+    "ConnectionClosed",
+    "Data",
+    "EndRequest",
+    "Event",
+    "GetValues",
+    "GetValuesResult",
+    "NeedData",
+    "PairTooLarge",
+    "Params",
+    "ProtocolStatus",
+    "RecordType",
+    "Refusal",
+    "Role",
+    "Side",
+    "State",
+    "Stderr",
+    "Stdin",
+    "Stdout",
+    "UnknownManagement",
+    "UnknownType",
+]
