@@ -403,7 +403,17 @@ class Exchange:
             if not self.is_complete and not self.is_departed:
                 self.connection.abort()
             return
-        if self.is_departed and isinstance(error, OSError | Truncated):
+        if self.is_departed:
+            # Whatever it is, nobody waits for it any more: worth a line, no alarm.
+            if not isinstance(error, OSError | Truncated):
+                request = self.request
+                logger.info(
+                    "%s %r (%s): after the client had left: %r",
+                    request.method,
+                    request.target[:200],
+                    self.backend,
+                    error,
+                )
             return
         self.reject(error)
 

@@ -45,6 +45,11 @@ _start_task: Callable[..., asyncio.Task[None]] = (
     if sys.version_info >= (3, 12)
     else asyncio.Task
 )
+# Linux's tcp_info begins with the state; include/net/tcp_states.h
+_HAS_TCP_INFO = sys.platform == "linux"
+_TCP_CLOSE = 7
+# A reset takes a round trip.
+_RESET_S = 0.1
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -466,8 +471,22 @@ class HttpConnection(asyncio.Protocol):
         self._wait_for(_BODY, self.service.timeouts.body_idle / 2)
 
     def extend_half_close(self) -> None:
-        """Something was written to a client that closed its side: it may go on."""
+        """Something is written to a client that closed its side: it may go on."""
         self._wait_for(_HALF_CLOSE, self.service.timeouts.half_close)
+        if _HAS_TCP_INFO and self._address is not None:
+            self.service.loop.call_later(_RESET_S, self._look_for_reset)
+
+    def _look_for_reset(self) -> None:
+        """Tell a client that has left from one that closed its side.
+
+        Both begin with EOF. One that has left answers what is written with a
+        reset, which no event loop tells of once reading is over.
+        """
+        if self._waits_for != _HALF_CLOSE or self.transport.is_closing():
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            self.abort()
 
     def postpone(self, seconds: float) -> None:
         """Move all deadlines: the loop stood still for so long."""

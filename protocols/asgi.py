@@ -1,6 +1,6 @@
 """The types of ASGI 3: scope, messages and the application callable.
 
-Source: the ASGI specification 3.0 and its HTTP & WebSocket message format 2.5
+Source: the ASGI specification 3.0 and its HTTP & WebSocket message format 2.3
 (asgi.readthedocs.io). Scopes and messages are plain dictionaries there; the
 aliases name what a signature means, the constants what a value may be.
 """
@@ -21,7 +21,9 @@ Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Fields: TypeAlias = list[tuple[bytes, bytes]]
 
 #: ``scope["asgi"]`` for HTTP and WebSocket connections.
-VERSIONS = {"version": "3.0", "spec_version": "2.5"}
+#: 2.3: `http.disconnect` tells of a departure at once. From 2.4 on a framework may
+#: leave it to ``send`` to raise, which an application that waits never calls.
+VERSIONS = {"version": "3.0", "spec_version": "2.3"}
 #: ``scope["asgi"]`` for the lifespan protocol.
 LIFESPAN_VERSIONS = {"version": "3.0", "spec_version": "2.0"}
 

@@ -7,6 +7,7 @@ start with the backend's name and the reason.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Self
 
@@ -30,8 +31,8 @@ class Backend:
         self.name = name
         self.body_limit_bytes = body_limit_bytes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Answer one request, once awaited: a coroutine function, or a plain one returning it."""
         raise NotImplementedError
 
     async def __aenter__(self) -> Self:

@@ -27,6 +27,8 @@ UNTIL_CLOSE = -2
 
 _CHUNK_LINE_BYTES = 256
 _TRAILERS_BYTES = 4 * 1024
+# Nobody has so much to hint at; without a limit they could go on for ever.
+_INTERIM_RESPONSES = 32
 
 # RFC 9112 §4: status-line = HTTP-version SP status-code SP [ reason-phrase ].
 # Many servers leave out the second space together with the phrase.
@@ -88,6 +90,7 @@ class ClientCodec:
         "_buffer",
         "_chunked",
         "_head_limit",
+        "_interim_responses",
         "_is_eof",
         "_method",
         "_remaining",
@@ -98,6 +101,7 @@ class ClientCodec:
     def __init__(self, method: str, *, head_limit_bytes: int = 64 * 1024) -> None:
         self._method = method
         self._head_limit = head_limit_bytes
+        self._interim_responses = 0
         self._buffer = b""
         #: How far the buffer holds no end of a head.
         self._searched = 0
@@ -160,6 +164,9 @@ class ClientCodec:
                 raise strictness.refuse("101 to a request that asked for no upgrade")
             if status >= 200:
                 return self._begin(status, match[1] != b"0", fields)
+            self._interim_responses += 1
+            if self._interim_responses > _INTERIM_RESPONSES:
+                raise strictness.refuse("interim responses without an end")
 
     def _begin(self, status: int, is_http11: bool, fields: Fields) -> Response:
         """Find out how the body is framed (RFC 9112 section 6.3)."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import (
+    HttpParserError,
+    HttpParserInvalidMethodError,
+    HttpParserUpgrade,
+    HttpRequestParser,
+)
 
 from ..asgi import Fields
 from ..errors import RemoteProtocolError
@@ -39,11 +44,10 @@ class HttptoolsCodec(ServerCodec):
             # An offer to switch protocols, or CONNECT; llhttp stops reading
             # there, which is no business of ours.
             pass
+        except HttpParserInvalidMethodError:
+            raise RemoteProtocolError(
+                f"method {method[:40]!r} is not known to this engine", status_hint=501
+            ) from None
         except HttpParserError as error:
-            cause = str(error)
-            if cause.startswith("Invalid method"):
-                raise RemoteProtocolError(
-                    f"method {method[:40]!r} is not known to this engine", status_hint=501
-                ) from None
-            raise RemoteProtocolError(f"malformed request: {cause}") from None
+            raise RemoteProtocolError(f"malformed request: {error}") from None
         return fields
