@@ -27,7 +27,7 @@ from ..protocols.asgi import Message, Scope
 from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from ..protocols.http1 import Request
 from ..protocols.http1.events import CHUNKED
-from ..protocols.http1.response import ResponseFields, examine, has_no_body, status_line
+from ..protocols.http1.response import ResponseFields, examine, status_line
 from .errors import error_response, exception_status
 
 if TYPE_CHECKING:
@@ -41,11 +41,17 @@ CLIENT_LEFT = 499
 _SLICE_BYTES = 128 * 1024
 # Below this a copy into one write is cheaper than a second write.
 _JOIN_BYTES = 64 * 1024
+# RFC 9112 §6.3: these end with their heads; 1xx are not for applications.
+_BODILESS = frozenset({204, 304})
 # How much a stream may send before others have their turn; a message counts as so much.
 _TURN_BYTES = 256 * 1024
 _MESSAGE_BYTES = 4 * 1024
 # What the client sends from there on cannot be relied on, or is not wanted.
 _CLOSING_STATUSES = frozenset({400, 408, 413, 414, 431})
+
+
+def _length_line(length: int) -> bytes:
+    return b"content-length: %d\r\n" % length
 
 
 class ClientLeft(OSError):
@@ -261,38 +267,29 @@ class Exchange:
         ``total`` is the size of the whole body where it is known already.
         """
         head = b"" if self.is_started else self._head(total)
+        connection = self.connection
+        expected = self._expected
         excess = 0
         if self._is_head_only:
             body = b""
-        else:
-            if self._expected is not None:
-                excess = len(body) - self._expected
-                if excess > 0:
-                    body = body[: self._expected]
-                self._expected -= len(body)
-            self.sent_bytes += len(body)
-        connection = self.connection
+        elif expected is not None:
+            excess = len(body) - expected
+            if excess > 0:
+                body = body[:expected]
+            expected = self._expected = expected - len(body)
+        self.sent_bytes += len(body)
         if self._is_chunked:
+            end = b"0\r\n\r\n" if is_last else b""
             if body:
-                parts = (
-                    head,
-                    b"%x\r\n" % len(body),
-                    body,
-                    b"\r\n0\r\n\r\n" if is_last else b"\r\n",
-                )
-                connection.transport.write(b"".join(parts))
-            elif is_last:
-                connection.transport.write(head + b"0\r\n\r\n")
-            elif head:
+                body = b"".join((head, b"%x\r\n" % len(body), body, b"\r\n", end))
+            else:
+                body = head + end
+        elif head:
+            if len(body) <= _JOIN_BYTES:
+                body = head + body
+            else:
                 connection.transport.write(head)
-        elif not body:
-            if head:
-                connection.transport.write(head)
-        elif len(body) <= _JOIN_BYTES:
-            connection.transport.write(head + body if head else body)
-        else:
-            if head:
-                connection.transport.write(head)
+        if body:
             connection.transport.write(body)
         if self.is_half_closed:
             connection.extend_half_close()
@@ -302,8 +299,8 @@ class Exchange:
             self._complete()
             raise LocalProtocolError(f"the body is {excess} bytes longer than its Content-Length")
         if is_last:
-            if self._expected:
-                raise Truncated(f"the body is {self._expected} bytes short of its Content-Length")
+            if expected:
+                raise Truncated(f"the body is {expected} bytes short of its Content-Length")
             self._complete()
 
     def _head(self, total: int | None) -> bytes:
@@ -312,45 +309,44 @@ class Exchange:
         if fields is None:
             raise LocalProtocolError("http.response.body before http.response.start")
         self.is_started = True
+        lines, length, closes, has_date, has_server, _ = fields
         status = self._status
         request = self.request
-        connection = self.connection
-        framing = b""
-        length = fields.content_length
-        if request.method == "HEAD" or has_no_body(status):
+        service = self.connection.service
+        if request.method == "HEAD" or status in _BODILESS:
             self._is_head_only = True
             # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
-            if length is not None and status != 204:
-                framing = b"content-length: %d\r\n" % length
-            elif total and not has_no_body(status):
-                framing = b"content-length: %d\r\n" % total
+            if length is None and status not in _BODILESS:
+                length = total or None
+            framing = b"" if length is None or status == 204 else _length_line(length)
         elif length is not None:
             self._expected = length
-            framing = b"content-length: %d\r\n" % length
+            framing = _length_line(length)
         elif total is not None:
-            framing = b"content-length: %d\r\n" % total
+            framing = _length_line(total)
         elif request.http_version == "1.1":
             self._is_chunked = True
             framing = b"transfer-encoding: chunked\r\n"
         else:
+            framing = b""
             self.keeps_alive = False
-        if self.keeps_alive and (
-            fields.closes
-            or not connection.may_keep_alive()
-            or (total is not None and not self._is_drainable())
+        if (
+            closes
+            or service.is_stopping
+            or (not self.is_body_complete and total is not None and not self._is_drainable())
         ):
             self.keeps_alive = False
         if not self.keeps_alive:
             framing += b"connection: close\r\n"
         elif request.http_version == "1.0":
             framing += b"connection: keep-alive\r\n"
-        stamp = connection.service.stamp
-        if fields.has_date or fields.has_server:
+        stamp = service.stamp
+        if has_date or has_server:
             date, server, _ = stamp.split(b"\r\n")
-            stamp = b"" if fields.has_date else date + b"\r\n"
-            if not fields.has_server:
+            stamp = b"" if has_date else date + b"\r\n"
+            if not has_server:
                 stamp += server + b"\r\n"
-        return b"".join((status_line(status), fields.lines, stamp, framing, b"\r\n"))
+        return b"".join((status_line(status), lines, stamp, framing, b"\r\n"))
 
     def _is_drainable(self) -> bool:
         """Tell whether the rest of an unread body is little enough to read away."""
@@ -366,11 +362,13 @@ class Exchange:
 
     def _complete(self) -> None:
         self.is_complete = True
-        self._body = []
-        self._body_buffered = 0
+        if self._body:
+            self._body = []
+            self._body_buffered = 0
         if self._waiters is not None:
             self._wake()
-        self._log(self._status)
+        if self.connection.service.access_log is not None:
+            self._log(self._status)
         self.connection.exchange_answered(self)
 
     # What ends an exchange otherwise

@@ -30,7 +30,7 @@ from ..protocols.http1.response import status_line
 from .errors import error_response
 from .exchange import Exchange
 from .exchange import logger as exchange_logger
-from .paths import normalise
+from .paths import is_normal, normalise
 
 if TYPE_CHECKING:
     from .service import Service
@@ -233,7 +233,8 @@ class HttpConnection(asyncio.Protocol):
                     break
                 exchange = self.exchange
                 assert exchange is not None, "a message has an exchange"
-                exchange.end_of_body()
+                if not exchange.is_body_complete:
+                    exchange.end_of_body()
                 self._waits_for = _NOTHING
                 self._deadline = _NEVER
                 if codec.is_eof:
@@ -267,14 +268,20 @@ class HttpConnection(asyncio.Protocol):
 
     def _open(self, request: Request) -> tuple[Exchange, Scope]:
         """Make the exchange and the scope of a request."""
-        settings = self.service.settings.paths
         raw_path, _, query = request.target.partition(b"?")
-        path = normalise(
-            raw_path,
-            keeps_encoded_slash=settings.keeps_encoded_slash,
-            merges_slashes=settings.merges_slashes,
-        )
+        if is_normal(raw_path):
+            path = raw_path.decode("ascii")
+        else:
+            rules = self.service.settings.paths
+            path = normalise(
+                raw_path,
+                keeps_encoded_slash=rules.keeps_encoded_slash,
+                merges_slashes=rules.merges_slashes,
+            )
         exchange = self.exchange = Exchange(self, request)
+        self._requests_left -= 1
+        if self._requests_left <= 0 or self.service.now >= self._closes_at:
+            exchange.keeps_alive = False
         scope: Scope = {
             "type": "http",
             "asgi": VERSIONS,
@@ -290,7 +297,6 @@ class HttpConnection(asyncio.Protocol):
             "headers": request.fields,
             "extensions": {GATEWAY_EXTENSION: exchange},
         }
-        self._requests_left -= 1
         return exchange, scope
 
     def _start(self, exchange: Exchange, scope: Scope) -> None:
@@ -335,15 +341,6 @@ class HttpConnection(asyncio.Protocol):
         """Give the head, whose first bytes are here, its absolute time."""
         if self._waits_for != _HEADER:
             self._wait_for(_HEADER, self.service.timeouts.header)
-
-    def may_keep_alive(self) -> bool:
-        """Tell whether this connection takes another request."""
-        return (
-            not self.is_closing
-            and not self.service.is_stopping
-            and self._requests_left > 0
-            and self.service.now < self._closes_at
-        )
 
     # Writing
 

@@ -20,6 +20,11 @@ _SLASHES = re.compile(rb"/{2,}")
 _KEPT_SLASH = b"\0"
 
 
+def is_normal(raw_path: bytes) -> bool:
+    """Tell whether a path is plainly in its normal form: the most are."""
+    return not (b"%" in raw_path or b"//" in raw_path or b"/." in raw_path or b"\\" in raw_path)
+
+
 def normalise(raw_path: bytes, *, keeps_encoded_slash: bool, merges_slashes: bool) -> str:
     """Return the normal form of a request target's path.
 
@@ -31,7 +36,7 @@ def normalise(raw_path: bytes, *, keeps_encoded_slash: bool, merges_slashes: boo
     a way out above the root, and an encoded slash unless
     ``keeps_encoded_slash`` (which leaves it as ``%2F``).
     """
-    if not (b"%" in raw_path or b"//" in raw_path or b"/." in raw_path or b"\\" in raw_path):
+    if is_normal(raw_path):
         return raw_path.decode("ascii")
     if _BAD_ESCAPE.search(raw_path):
         raise RemoteProtocolError(f"malformed escape in path {raw_path[:80]!r}")

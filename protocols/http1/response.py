@@ -120,8 +120,3 @@ def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
         _SERVER in specials,
         specials.get(_SENDFILE),
     )
-
-
-def has_no_body(status: int) -> bool:
-    """Tell whether a response of this status ends with its head (RFC 9112 section 6.3)."""
-    return status == 204 or status == 304 or 100 <= status < 200

@@ -23,6 +23,8 @@ from .events import CHUNKED, Request
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21\x22\x24-\x7e]+) HTTP/([0-9])\.([0-9])\Z"
 )
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS")}
+_TARGET_BYTES = bytes(byte for byte in range(0x21, 0x7F) if byte != 0x23)
 _VERSION = re.compile(rb"HTTP/[0-9]+\.[0-9]+\Z")
 # RFC 9110 §5.6.2
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
@@ -66,6 +68,18 @@ def refuse(message: str, status: int = 400) -> RemoteProtocolError:
 
 def request_line(line: bytes) -> tuple[str, bytes, str]:
     """Split a request line into method, target and version (``"1.1"``, ``"1.0"``)."""
+    words = line.split(b" ")
+    if len(words) == 3:
+        # The grammar below, for what most lines are.
+        method_name = _METHODS.get(words[0])
+        target = words[1]
+        if (
+            method_name is not None
+            and words[2] == b"HTTP/1.1"
+            and target
+            and not target.translate(None, _TARGET_BYTES)
+        ):
+            return method_name, target, "1.1"
     match = _REQUEST_LINE.match(line)
     if match is None:
         last = line.rpartition(b" ")[2]
