@@ -189,6 +189,13 @@ def test_an_early_end_is_an_error(data: bytes) -> None:
     assert raised.value.status_hint == 502
 
 
+def test_interim_responses_have_to_end() -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    assert read(hint * 32)[0] is None
+    with pytest.raises(RemoteProtocolError, match="interim"):
+        read(*[hint] * 33)
+
+
 def test_many_small_chunks_are_read() -> None:
     count = 100_000
     data = OK + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * count + b"0\r\n\r\n"
