@@ -27,7 +27,7 @@ from ..protocols.asgi import Message, Scope
 from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from ..protocols.http1 import Request
 from ..protocols.http1.events import CHUNKED
-from ..protocols.http1.response import ResponseFields, examine, status_line
+from ..protocols.http1.response import STATUS_LINES, ResponseFields, examine
 from .errors import error_response, exception_status
 
 if TYPE_CHECKING:
@@ -43,15 +43,12 @@ _SLICE_BYTES = 128 * 1024
 _JOIN_BYTES = 64 * 1024
 # RFC 9112 §6.3: these end with their heads; 1xx are not for applications.
 _BODILESS = frozenset({204, 304})
+_LENGTH_LINE = b"content-length: %d\r\n"
 # How much a stream may send before others have their turn; a message counts as so much.
 _TURN_BYTES = 256 * 1024
 _MESSAGE_BYTES = 4 * 1024
 # What the client sends from there on cannot be relied on, or is not wanted.
 _CLOSING_STATUSES = frozenset({400, 408, 413, 414, 431})
-
-
-def _length_line(length: int) -> bytes:
-    return b"content-length: %d\r\n" % length
 
 
 class ClientLeft(OSError):
@@ -219,9 +216,9 @@ class Exchange:
             if not isinstance(status, int) or not 200 <= status <= 999:
                 raise LocalProtocolError(f"http.response.start with status {status!r}")
             fields = examine(message.get("headers", ()))
-            if fields.sendfile is not None:
+            if fields[5] is not None:
                 # No root is configured from which a backend may have files sent.
-                raise BadGateway(f"the backend asked for the file {fields.sendfile!r} to be sent")
+                raise BadGateway(f"the backend asked for the file {fields[5]!r} to be sent")
             self._fields = fields
             self._status = status
         elif kind == "http.response.body":
@@ -318,12 +315,12 @@ class Exchange:
             # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
             if length is None and status not in _BODILESS:
                 length = total or None
-            framing = b"" if length is None or status == 204 else _length_line(length)
+            framing = b"" if length is None or status == 204 else _LENGTH_LINE % length
         elif length is not None:
             self._expected = length
-            framing = _length_line(length)
+            framing = _LENGTH_LINE % length
         elif total is not None:
-            framing = _length_line(total)
+            framing = _LENGTH_LINE % total
         elif request.http_version == "1.1":
             self._is_chunked = True
             framing = b"transfer-encoding: chunked\r\n"
@@ -346,7 +343,7 @@ class Exchange:
             stamp = b"" if has_date else date + b"\r\n"
             if not has_server:
                 stamp += server + b"\r\n"
-        return b"".join((status_line(status), lines, stamp, framing, b"\r\n"))
+        return b"".join((STATUS_LINES[status], lines, stamp, framing, b"\r\n"))
 
     def _is_drainable(self) -> bool:
         """Tell whether the rest of an unread body is little enough to read away."""

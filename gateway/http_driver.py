@@ -26,7 +26,7 @@ from ..adapters.errors import BackendError
 from ..protocols.asgi import GATEWAY_EXTENSION, VERSIONS, Scope
 from ..protocols.errors import RemoteProtocolError
 from ..protocols.http1 import NEED_DATA, Data, Request
-from ..protocols.http1.response import status_line
+from ..protocols.http1.response import STATUS_LINES
 from .errors import error_response
 from .exchange import Exchange
 from .exchange import logger as exchange_logger
@@ -118,7 +118,7 @@ class HttpConnection(asyncio.Protocol):
         """Begin to wait for a request."""
         service = self.service
         self.transport = cast(asyncio.Transport, transport)
-        high = service.limits.send_buffer // 2
+        high = service.limits.send_buffer // 4
         self.transport.set_write_buffer_limits(high=high, low=high // 4)
         peer = transport.get_extra_info("peername")
         here = transport.get_extra_info("sockname")
@@ -307,8 +307,7 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not self.exchange:
             return
         if exchange.is_body_complete:
-            if self._end(exchange):
-                self._read_on()
+            self._end(exchange)
         elif not exchange.keeps_alive:
             self.close_lingering()
         else:
@@ -316,26 +315,22 @@ class HttpConnection(asyncio.Protocol):
             self.drain_until = exchange.received_bytes + self.service.limits.drain
             self.resume_reading()
 
-    def _end(self, exchange: Exchange) -> bool:
-        """Let go of a finished exchange; tell whether the connection is kept."""
+    def _end(self, exchange: Exchange) -> None:
+        """Let go of a finished exchange; read the next request, or close."""
         self.exchange = None
         service = self.service
+        codec = self.codec
         if exchange.keeps_alive and not self.is_closing and not service.is_stopping:
             self._waits_for = _KEEP_ALIVE
             self._deadline = service.now + service.timeouts.keep_alive
-            return True
-        if self.codec.buffered_bytes and not self.codec.is_eof:
+            if self._is_reading_paused:
+                self.resume_reading()
+            if codec.has_more or codec.is_eof:
+                self._read_events()
+        elif codec.has_more and not codec.is_eof:
             self.close_lingering()
         else:
             self.close()
-        return False
-
-    def _read_on(self) -> None:
-        if self._is_reading_paused:
-            self.resume_reading()
-        codec = self.codec
-        if codec.buffered_bytes or codec.is_eof:
-            self._read_events()
 
     def _wait_for_head(self) -> None:
         """Give the head, whose first bytes are here, its absolute time."""
@@ -379,7 +374,7 @@ class HttpConnection(asyncio.Protocol):
         self.transport.write(
             b"".join(
                 (
-                    status_line(status),
+                    STATUS_LINES[status],
                     lines,
                     self.service.stamp,
                     b"connection: close\r\n\r\n",

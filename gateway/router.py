@@ -61,6 +61,7 @@ class Router:
                 else:
                     table = self._hosts.setdefault(host.lower(), {})
                 table[prefix] = route
+        self._has_hosts = bool(self._hosts or self._wildcards)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Find the route and return its backend's call, ready to be awaited.
@@ -89,16 +90,16 @@ class Router:
     def find(self, scope: Scope) -> Route:
         """Return the route of a request; raise `NotFound` if there is none."""
         path: str = scope["path"]
-        if self._hosts or self._wildcards:
+        route = None
+        if self._has_hosts:
             host = _host_name(scope)
             route = self._longest(self._hosts.get(host), path)
             if route is None and self._wildcards:
                 route = self._longest_wildcard(host, path)
-            if route is not None:
-                return route
-        route = self._longest(self._any_host, path)
         if route is None:
-            raise NotFound(f"no route for {path[:200]!r}")
+            route = self._longest(self._any_host, path)
+            if route is None:
+                raise NotFound(f"no route for {path[:200]!r}")
         return route
 
     @staticmethod
@@ -110,7 +111,8 @@ class Router:
             route = table.get(prefix)
             if route is not None or not prefix:
                 return route
-            prefix = prefix[: prefix.rfind("/")] if "/" in prefix else ""
+            # "/" and "*" end in "", the route of "/".
+            prefix = prefix[: max(prefix.rfind("/"), 0)]
 
     def _longest_wildcard(self, host: str, path: str) -> Route | None:
         dot = host.find(".")

@@ -76,6 +76,11 @@ class ServerCodec:
         self.is_eof = False
 
     @property
+    def has_more(self) -> bool:
+        """Bytes are here that have not been given out as events."""
+        return self._at < len(self._buffer)
+
+    @property
     def buffered_bytes(self) -> int:
         """Bytes received and not yet given out as events."""
         return len(self._buffer) - self._at

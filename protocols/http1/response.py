@@ -8,15 +8,12 @@ and bytes that would end a line early are refused (response splitting).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import TypeAlias
 
 from ..errors import LocalProtocolError
 
-_STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 _PLAIN, _LENGTH, _CONNECTION, _HOP, _DATE, _SERVER, _SENDFILE = range(7)
@@ -39,14 +36,18 @@ _names: dict[bytes, tuple[bytes, int]] = {}
 _NAMES_MAX = 2048
 
 
-def status_line(status: int) -> bytes:
-    """Return ``b"HTTP/1.1 200 OK\\r\\n"``; a code without a phrase has an empty one."""
-    line = _STATUS_LINES.get(status)
-    if line is None:
+class _StatusLines(dict[int, bytes]):
+    """``STATUS_LINES[200]`` is ``b"HTTP/1.1 200 OK\\r\\n"``; unknown codes have no phrase."""
+
+    def __missing__(self, status: int) -> bytes:
         if not 100 <= status <= 999:
             raise LocalProtocolError(f"status {status!r} is not of three digits")
-        line = b"HTTP/1.1 %d \r\n" % status
-    return line
+        return b"HTTP/1.1 %d \r\n" % status
+
+
+STATUS_LINES: Mapping[int, bytes] = _StatusLines(
+    (status.value, f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()) for status in HTTPStatus
+)
 
 
 def _learn(name: bytes) -> tuple[bytes, int]:
@@ -60,21 +61,16 @@ def _learn(name: bytes) -> tuple[bytes, int]:
     return known
 
 
-class ResponseFields(NamedTuple):
-    """An application's response fields, ready for the wire.
-
-    ``lines`` are the field lines to send, each with its CRLF; framing is to be
-    added. ``content_length`` is what the application promised, or ``None``.
-    ``closes``: it asked for the connection to be closed. ``sendfile`` names a
-    file to send instead of the body, if the application named one.
-    """
-
-    lines: bytes
-    content_length: int | None
-    closes: bool = False
-    has_date: bool = False
-    has_server: bool = False
-    sendfile: bytes | None = None
+#: An application's response fields, ready for the wire:
+#:
+#: - the field lines, each with its CRLF; framing is to be added;
+#: - what Content-Length the application promised, or None;
+#: - whether it asked for the connection to be closed;
+#: - whether it gave a Date, and a Server field;
+#: - the file that it wants to be sent instead of the body, or None.
+#:
+#: A plain tuple, for one is made for each response.
+ResponseFields: TypeAlias = tuple[bytes, int | None, bool, bool, bool, bytes | None]
 
 
 def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
@@ -111,8 +107,8 @@ def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
         if text.count(b"\n") != ends or text.count(b"\r") != ends or b"\0" in text:
             raise LocalProtocolError("CR, LF or NUL in a response field")
     if specials is None:
-        return ResponseFields(text, content_length)
-    return ResponseFields(
+        return text, content_length, False, False, False, None
+    return (
         text,
         content_length,
         b"close" in specials.get(_CONNECTION, b"").lower(),
@@ -120,3 +116,8 @@ def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
         _SERVER in specials,
         specials.get(_SENDFILE),
     )
+
+
+def has_no_body(status: int) -> bool:
+    """Tell whether a response of this status ends with its head (RFC 9112 section 6.3)."""
+    return status == 204 or status == 304 or 100 <= status < 200
