@@ -1,0 +1,572 @@
+"""The worker's side of the spawn helper: ask, and never wait on the event loop.
+
+A `Spawner` is the server's, and shared by all backends that start children. It
+has one helper process (see `helper`) for each `Confinement` in use. To start a
+child costs the loop a `sendmsg`; all else comes as an event.
+
+If a helper dies, its children are killed, what waits for it fails, and it is
+started again, at once and then with growing delays.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import grp
+import itertools
+import logging
+import marshal
+import os
+import pwd
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from ...adapters.errors import Unavailable
+from ...adapters.processes import ChildCommand, Stdio
+from .. import limits as default
+from . import helper
+
+logger = logging.getLogger("tetrapylon.gateway.spawn")
+
+_READY_S = 10.0
+_START_S = 10.0
+_STOP_S = 6.0
+_BACKOFF_FIRST_S = 0.1
+_BACKOFF_MOST_S = 5.0
+# A helper that lived this long did not die of how it was started.
+_HEALTHY_S = 30.0
+_REPLIES_AT_ONCE = 64
+_UMASK = 0o077
+
+#: The smallest limits under which the helper itself runs.
+LEAST_RLIMITS = {"as": 64 * default.MIB, "nofile": 16}
+RLIMITS: Mapping[str, int] = {
+    "cpu": int(default.CGI_CPU_S),
+    "as": default.CGI_ADDRESS_SPACE_BYTES,
+    "nofile": default.CGI_OPEN_FILES,
+    "nproc": default.CGI_PROCESSES,
+    "fsize": default.CGI_FILE_BYTES,
+    "core": default.CGI_CORE_BYTES,
+}
+
+
+class User(NamedTuple):
+    """Whom children run as; only root can choose."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    @classmethod
+    def find(cls, user: str, group: str | None = None) -> User:
+        """Look up names (or numbers as text).
+
+        Without ``group``, it is the user's own, with all supplementary groups;
+        with it, that group alone. Raises `LookupError`, with a message.
+        """
+        try:
+            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+        except KeyError:
+            raise LookupError(f"no such user: {user!r}") from None
+        if group is None:
+            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+            return cls(entry.pw_uid, entry.pw_gid, tuple(groups))
+        try:
+            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+        except KeyError:
+            raise LookupError(f"no such group: {group!r}") from None
+        return cls(entry.pw_uid, gid, (gid,))
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a helper sets on itself, for all its children to inherit.
+
+    ``rlimits``: ``cpu`` in seconds, ``as``, ``fsize``, ``core`` in bytes,
+    ``nofile`` and ``nproc`` counts; what is missing, and 0 but for ``core``, is
+    left as it is. ``nproc`` counts all processes of a user, so it holds with a
+    ``user`` of its own only.
+
+    Raises `ValueError` for limits that are unknown or too small to start anything.
+    """
+
+    rlimits: tuple[tuple[str, int], ...] = tuple(RLIMITS.items())
+    umask: int = _UMASK
+    user: User | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.rlimits:
+            if name not in RLIMITS:
+                raise ValueError(f"no such limit: {name!r}; there are {', '.join(RLIMITS)}")
+            least = LEAST_RLIMITS.get(name, 0)
+            if value < 0 or 0 < value < least:
+                raise ValueError(f"limit {name!r} of {value} is less than {least}")
+
+    def message(self) -> dict[str, Any]:
+        """Return the helper's first message."""
+        message: dict[str, Any] = {
+            "op": "confine",
+            "umask": self.umask,
+            "rlimits": {
+                name: value
+                for name, value in self.rlimits
+                if (value or name == "core") and (name != "nproc" or self.user is not None)
+            },
+        }
+        if self.user is not None:
+            message |= {
+                "uid": self.user.uid,
+                "gid": self.user.gid,
+                "groups": list(self.user.groups),
+            }
+        return message
+
+
+class Usage(NamedTuple):
+    """What a child used, with the children that it waited for (getrusage(2))."""
+
+    user_s: float
+    system_s: float
+    max_resident_kib: int
+
+
+class SpawnedChild:
+    """A `Child`, from the moment that it was asked for.
+
+    ``exited`` is cancelled if it never ran. ``usage`` is there once it has a
+    result.
+    """
+
+    def __init__(self, id: int, command: ChildCommand, owner: _HelperProcess) -> None:
+        self.id = id
+        self.pid = 0
+        self.usage: Usage | None = None
+        loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = loop.create_future()
+        self._started: asyncio.Future[None] = loop.create_future()
+        self._cwd = command.cwd
+        self._program = command.argv[0]
+        self._owner = owner
+        self._stdio = Stdio(command.stdin)
+        self.stdout = self._stdio.stdout
+        self.stderr = self._stdio.stderr
+        # Cleared when nothing is left to be ended.
+        self._is_endable = True
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The child's ends of its standard streams."""
+        return self._stdio.child
+
+    async def started(self) -> Self:
+        """Wait until its program runs.
+
+        Raises `OSError` for what the system said (see `Spawn`), and `Unavailable`
+        if there is nobody to ask; then, and if cancelled, nothing is left behind.
+        """
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._started
+        except TimeoutError:
+            self._withdraw()
+            raise Unavailable(f"{self._program!r} has not started in {_START_S:g} s") from None
+        except BaseException:
+            self._withdraw()
+            raise
+        self._stdio.close_child_ends()
+        return self
+
+    def _withdraw(self) -> None:
+        self._owner.withdraw(self)
+        self.end(kill_after_s=0.0)
+        self._stdio.close()
+
+    def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
+        """End what is left of the child and its descendants; see `Child.end`."""
+        if self._is_endable and after_s != float("inf"):
+            self._owner.send(
+                {"op": "end", "id": self.id, "after_s": after_s, "kill_after_s": kill_after_s}
+            )
+
+    def on_started(self, pid: int) -> None:
+        """Take the helper's word."""
+        self.pid = pid
+        if not self._started.done():
+            self._started.set_result(None)
+
+    def on_failed(self, number: int, place: int) -> None:
+        """Take the helper's word that nothing was started."""
+        filename = self._cwd if place == helper.PLACE_CWD else self._program
+        self.on_lost(OSError(number, os.strerror(number), filename))
+
+    def on_exited(self, code: int, usage: Usage, has_descendants: bool) -> None:
+        """Take the helper's word that the child was reaped."""
+        self.usage = usage
+        self._is_endable = has_descendants
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+    def on_lost(self, error: Exception) -> None:
+        """Nobody watches the child any more, if it ever ran; its group is killed."""
+        self._is_endable = False
+        if self.pid:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except OSError:
+                pass
+            if not self.exited.done():
+                self.exited.set_result(-signal.SIGKILL)
+            return
+        self.exited.cancel()
+        if not self._started.done():
+            self._started.set_exception(error)
+            # Whoever waited may have been cancelled meanwhile.
+            self._started.exception()
+
+
+class _Packet(NamedTuple):
+    data: bytes
+    fds: tuple[int, ...]
+    child: SpawnedChild | None
+
+
+class _HelperProcess:
+    """One helper: its process, its socket, and the children asked of it."""
+
+    def __init__(self, executable: str, confinement: Confinement) -> None:
+        self._executable = executable
+        self._confinement = confinement
+        self._ids = itertools.count(1)
+        self._children: dict[int, SpawnedChild] = {}
+        self._outbox: deque[_Packet] = deque()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._ready: asyncio.Future[int] | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._backoff_s = 0.0
+        self._started_at = 0.0
+        self._is_closed = False
+
+    @property
+    def pid(self) -> int | None:
+        """The helper's pid, if there is one."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Start the process and confine it; raises `OSError` if either fails."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            launching = asyncio.ensure_future(asyncio.to_thread(self._launch, theirs.fileno()))
+            try:
+                self._process = await asyncio.shield(launching)
+            except asyncio.CancelledError:
+                self._process = await launching
+                ours.close()
+                await self._bury()
+                raise
+            except BaseException:
+                ours.close()
+                raise
+        ours.setblocking(False)
+        self._socket = ours
+        self._started_at = loop.time()
+        self._ready = loop.create_future()
+        loop.add_reader(ours.fileno(), self._on_readable)
+        self.send(self._confinement.message())
+        try:
+            async with asyncio.timeout(_READY_S):
+                await self._ready
+        except BaseException as error:
+            self._hang_up()
+            await self._bury()
+            if isinstance(error, TimeoutError):
+                raise OSError(errno.ETIMEDOUT, "the spawn helper does not answer") from None
+            raise
+        finally:
+            self._ready = None
+
+    def _launch(self, fd: int) -> subprocess.Popen[bytes]:
+        # A script of the same user can read its parent's environment: there is
+        # nothing in it but what finds the interpreter's own library.
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name in ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+        }
+        return subprocess.Popen(
+            [self._executable, "-I", "-S", helper.__file__, str(fd), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            start_new_session=True,
+            cwd="/",
+            env=environ,
+        )
+
+    def spawn(self, command: ChildCommand) -> SpawnedChild:
+        """Ask for a child. Raises `Unavailable` while there is no helper, or `OSError`."""
+        if self._socket is None or self._ready is not None:
+            raise Unavailable("the spawn helper is being started", retry_after_s=1)
+        child = SpawnedChild(next(self._ids), command, self)
+        message = {
+            "op": "spawn",
+            "id": child.id,
+            "argv": [os.fsencode(word) for word in command.argv],
+            "environ": dict(command.environ),
+            "cwd": os.fsencode(command.cwd),
+        }
+        self._children[child.id] = child
+        self.send(message, child)
+        return child
+
+    def withdraw(self, child: SpawnedChild) -> None:
+        """Unsend what the helper has not been asked yet."""
+        for packet in self._outbox:
+            if packet.child is child:
+                self._outbox.remove(packet)
+                self._close_stored(packet)
+                self._drop(child.id, Unavailable("withdrawn"))
+                return
+
+    def send(self, message: dict[str, Any], child: SpawnedChild | None = None) -> None:
+        """Send a message, now or when the helper takes it; never waits."""
+        if self._socket is None:
+            return
+        data = marshal.dumps(message)
+        fds = child.fds if child is not None else ()
+        if len(data) > helper.PACKET_BYTES:
+            try:
+                fds = (_store(data), *fds)
+            except OSError as error:
+                assert child is not None
+                self._drop(child.id, error)
+                return
+            data = helper.STORED
+        self._outbox.append(_Packet(data, fds, child))
+        if len(self._outbox) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
+        sock = self._socket
+        assert sock is not None
+        loop = asyncio.get_running_loop()
+        while self._outbox:
+            packet = self._outbox[0]
+            ancillary = []
+            if packet.fds:
+                rights = array.array("i", packet.fds)
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
+            try:
+                sock.sendmsg([packet.data], ancillary)
+            except BlockingIOError:
+                loop.add_writer(sock.fileno(), self._flush)
+                return
+            except ConnectionError:
+                # Its end of file is told to the reader.
+                break
+            except OSError as error:
+                if packet.child is not None:
+                    self._drop(packet.child.id, error)
+            self._close_stored(self._outbox.popleft())
+        loop.remove_writer(sock.fileno())
+
+    @staticmethod
+    def _close_stored(packet: _Packet) -> None:
+        if packet.data == helper.STORED:
+            os.close(packet.fds[0])
+
+    def _drop(self, id: int, error: Exception) -> None:
+        child = self._children.pop(id, None)
+        if child is not None:
+            child.on_lost(error)
+
+    def _on_readable(self) -> None:
+        for _ in range(_REPLIES_AT_ONCE):
+            if self._socket is None:
+                return
+            try:
+                data = self._socket.recv(helper.REPLY.size)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if len(data) != helper.REPLY.size:
+                self._on_death()
+                return
+            self._on_reply(*helper.REPLY.unpack(data))
+
+    def _on_reply(
+        self, op: int, id: int, value: int, place: int, user_s: float, system_s: float, rss: int
+    ) -> None:
+        if id == 0:
+            if self._ready is None or self._ready.done():
+                return
+            if op == helper.READY:
+                self._ready.set_result(value)
+            else:
+                what = "user" if place == helper.PLACE_USER else "limits"
+                reason = f"cannot set the {what} of children: {os.strerror(value)}"
+                self._ready.set_exception(OSError(value, reason))
+            return
+        child = self._children.get(id)
+        if child is None:
+            return
+        if op == helper.STARTED:
+            child.on_started(value)
+        elif op == helper.EXITED:
+            del self._children[id]
+            child.on_exited(value, Usage(user_s, system_s, rss), bool(place))
+        elif op == helper.FAILED:
+            del self._children[id]
+            child.on_failed(value, place)
+
+    def _hang_up(self) -> None:
+        """Forget the socket, and everything that was asked through it."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(sock.fileno())
+            loop.remove_writer(sock.fileno())
+            sock.close()
+        for packet in self._outbox:
+            self._close_stored(packet)
+        self._outbox.clear()
+        for id in tuple(self._children):
+            self._drop(id, Unavailable("the spawn helper died", retry_after_s=1))
+
+    def _on_death(self) -> None:
+        self._hang_up()
+        if self._ready is not None:
+            if not self._ready.done():
+                self._ready.set_exception(OSError(errno.EPIPE, "the spawn helper died"))
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._started_at > _HEALTHY_S:
+            self._backoff_s = 0.0
+        self._restarting = loop.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        code = await self._bury()
+        logger.error("the spawn helper ended with %s; starting another", code)
+        while not self._is_closed:
+            await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(max(_BACKOFF_FIRST_S, 2 * self._backoff_s), _BACKOFF_MOST_S)
+            try:
+                await self.start()
+            except OSError as error:
+                logger.error("the spawn helper does not start: %s", error)
+            else:
+                return
+
+    async def _bury(self) -> int | None:
+        """Wait for the process, whose socket is closed; kill it if it does not go."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        waiting = asyncio.ensure_future(asyncio.to_thread(_wait, process))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            process.kill()
+            await waiting
+            raise
+
+    async def close(self) -> None:
+        """End the process, and with it every child."""
+        self._is_closed = True
+        if self._restarting is not None:
+            self._restarting.cancel()
+            await asyncio.wait((self._restarting,))
+        self._hang_up()
+        await self._bury()
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    try:
+        return process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _store(data: bytes) -> int:
+    """Return a file in memory with ``data`` in it, at its start."""
+    fd = os.memfd_create("tetrapylon-spawn")
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Spawner:
+    """Starts children through helpers; entered by the server with ``async with``.
+
+    Needs Linux: elsewhere `is_supported` is false, and backends start children by
+    `tetrapylon.adapters.processes.spawn_process`. To be entered in the process
+    that uses it, after any fork.
+    """
+
+    def __init__(self, executable: str = sys.executable) -> None:
+        self._executable = executable
+        self._helpers: dict[Confinement, _HelperProcess] = {}
+        self._starting = asyncio.Lock()
+        self._is_entered = False
+
+    @staticmethod
+    def is_supported() -> bool:
+        """Tell whether this system has what the helper needs."""
+        return sys.platform == "linux"
+
+    async def __aenter__(self) -> Self:
+        self._is_entered = True
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_entered = False
+        helpers = list(self._helpers.values())
+        self._helpers.clear()
+        await asyncio.gather(*(helper_process.close() for helper_process in helpers))
+
+    async def prepare(self, confinement: Confinement) -> None:
+        """Have a helper for ``confinement`` started.
+
+        Raises `OSError` if that fails, as for a user that this one cannot become.
+        """
+        assert self._is_entered, "the spawner has not been entered"
+        async with self._starting:
+            if confinement not in self._helpers:
+                helper_process = _HelperProcess(self._executable, confinement)
+                await helper_process.start()
+                self._helpers[confinement] = helper_process
+
+    def spawn(self, command: ChildCommand, confinement: Confinement) -> SpawnedChild:
+        """Ask for a child, whose `SpawnedChild.started` is then to be awaited.
+
+        ``confinement`` must have been prepared. Raises `Unavailable` while the
+        helper is being restarted, `OSError` if there are no pipes to be had.
+        """
+        return self._helpers[confinement].spawn(command)
+
+    def helper_pids(self) -> list[int]:
+        """Return the pids of the helpers that run now."""
+        pids = (helper_process.pid for helper_process in self._helpers.values())
+        return [pid for pid in pids if pid is not None]
