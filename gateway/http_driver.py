@@ -30,7 +30,7 @@ from ..protocols.http1.response import STATUS_LINES
 from .errors import error_response
 from .exchange import Exchange
 from .exchange import logger as exchange_logger
-from .paths import is_normal, normalise
+from .paths import NOT_PLAIN, normalise
 
 if TYPE_CHECKING:
     from .service import Service
@@ -72,6 +72,7 @@ class HttpConnection(asyncio.Protocol):
         "_drain_waiters",
         "_is_reading",
         "_is_reading_paused",
+        "_loop",
         "_requests_left",
         "_send_deadline",
         "_server_address",
@@ -90,6 +91,7 @@ class HttpConnection(asyncio.Protocol):
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._loop = service.loop
         self.codec = service.codec_class(service.settings.http1)
         self.exchange: Exchange | None = None
         #: No further request is taken.
@@ -215,13 +217,6 @@ class HttpConnection(asyncio.Protocol):
         try:
             while not self.is_closing:
                 event = codec.next_event()
-                if type(event) is Data:
-                    assert self.exchange is not None, "a body has an exchange"
-                    self.exchange.feed(event.data)
-                    continue
-                if type(event) is Request:
-                    fresh = self._open(event)
-                    continue
                 if event is NEED_DATA:
                     if codec.is_eof:
                         self._refuse_fragment()
@@ -231,9 +226,18 @@ class HttpConnection(asyncio.Protocol):
                     elif self.exchange is None and codec.buffered_bytes:
                         self._wait_for_head()
                     break
-                exchange = self.exchange
-                assert exchange is not None, "a message has an exchange"
-                if not exchange.is_body_complete:
+                if type(event) is Request:
+                    fresh = self._open(event)
+                    if event.content_length:
+                        continue
+                    exchange = fresh[0]
+                elif type(event) is Data:
+                    assert self.exchange is not None, "a body has an exchange"
+                    self.exchange.feed(event.data)
+                    continue
+                else:
+                    assert self.exchange is not None, "a body has an exchange"
+                    exchange = self.exchange
                     exchange.end_of_body()
                 self._waits_for = _NOTHING
                 self._deadline = _NEVER
@@ -244,15 +248,15 @@ class HttpConnection(asyncio.Protocol):
                     self._start(*fresh)
                     fresh = None
                 elif exchange.is_complete:
-                    self._end(exchange)
+                    self.exchange_answered(exchange)
                 if self.exchange is not None:
+                    if codec.buffered_bytes > self.service.limits.read_ahead:
+                        self.pause_reading()
                     break
         except RemoteProtocolError as error:
             self._refuse(error)
         finally:
             self._is_reading = False
-        if codec.buffered_bytes > self.service.limits.read_ahead and self.exchange is not None:
-            self.pause_reading()
 
     def _refuse_fragment(self) -> None:
         """The client's stream has ended; what is left of it is no whole request."""
@@ -269,7 +273,7 @@ class HttpConnection(asyncio.Protocol):
     def _open(self, request: Request) -> tuple[Exchange, Scope]:
         """Make the exchange and the scope of a request."""
         raw_path, _, query = request.target.partition(b"?")
-        if is_normal(raw_path):
+        if NOT_PLAIN.search(raw_path) is None:
             path = raw_path.decode("ascii")
         else:
             rules = self.service.settings.paths
@@ -300,34 +304,33 @@ class HttpConnection(asyncio.Protocol):
         return exchange, scope
 
     def _start(self, exchange: Exchange, scope: Scope) -> None:
-        exchange.task = _start_task(exchange.run(scope), loop=self.service.loop)
+        # A name given is a name that needs not be made.
+        exchange.task = _start_task(exchange.run(scope), loop=self._loop, name="request")
 
     def exchange_answered(self, exchange: Exchange) -> None:
         """Go on after an answer: the next request, or the end."""
         if exchange is not self.exchange:
             return
-        if exchange.is_body_complete:
-            self._end(exchange)
-        elif not exchange.keeps_alive:
-            self.close_lingering()
-        else:
-            # The rest of a body that nobody wants, up to a bound (`Exchange.feed`).
-            self.drain_until = exchange.received_bytes + self.service.limits.drain
-            self.resume_reading()
-
-    def _end(self, exchange: Exchange) -> None:
-        """Let go of a finished exchange; read the next request, or close."""
-        self.exchange = None
-        service = self.service
         codec = self.codec
+        service = self.service
+        if not exchange.is_body_complete:
+            if exchange.keeps_alive:
+                # The rest of a body that nobody wants, up to a bound (`Exchange.feed`).
+                self.drain_until = exchange.received_bytes + service.limits.drain
+                self.resume_reading()
+            else:
+                self.close_lingering()
+            return
+        self.exchange = None
+        has_more = codec.at < len(codec.buffer)
         if exchange.keeps_alive and not self.is_closing and not service.is_stopping:
             self._waits_for = _KEEP_ALIVE
             self._deadline = service.now + service.timeouts.keep_alive
             if self._is_reading_paused:
                 self.resume_reading()
-            if codec.has_more or codec.is_eof:
+            if has_more or codec.is_eof:
                 self._read_events()
-        elif codec.has_more and not codec.is_eof:
+        elif has_more and not codec.is_eof:
             self.close_lingering()
         else:
             self.close()

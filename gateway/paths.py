@@ -12,17 +12,14 @@ from urllib.parse import unquote_to_bytes
 
 from ..protocols.errors import RemoteProtocolError
 
+#: What a path that is plainly in its normal form, as the most are, has none of.
+NOT_PLAIN = re.compile(rb"[%\\]|/[/.]")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ENCODED_SLASH = re.compile(rb"%2[Ff]")
 _SLASHES = re.compile(rb"/{2,}")
 # Stands for an encoded slash while dots and slashes are resolved; NUL is
 # refused beforehand, so no path can hold it.
 _KEPT_SLASH = b"\0"
-
-
-def is_normal(raw_path: bytes) -> bool:
-    """Tell whether a path is plainly in its normal form: the most are."""
-    return not (b"%" in raw_path or b"//" in raw_path or b"/." in raw_path or b"\\" in raw_path)
 
 
 def normalise(raw_path: bytes, *, keeps_encoded_slash: bool, merges_slashes: bool) -> str:
@@ -36,7 +33,7 @@ def normalise(raw_path: bytes, *, keeps_encoded_slash: bool, merges_slashes: boo
     a way out above the root, and an encoded slash unless
     ``keeps_encoded_slash`` (which leaves it as ``%2F``).
     """
-    if is_normal(raw_path):
+    if NOT_PLAIN.search(raw_path) is None:
         return raw_path.decode("ascii")
     if _BAD_ESCAPE.search(raw_path):
         raise RemoteProtocolError(f"malformed escape in path {raw_path[:80]!r}")

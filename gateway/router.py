@@ -90,34 +90,22 @@ class Router:
     def find(self, scope: Scope) -> Route:
         """Return the route of a request; raise `NotFound` if there is none."""
         path: str = scope["path"]
-        route = None
         if self._has_hosts:
             host = _host_name(scope)
-            route = self._longest(self._hosts.get(host), path)
+            route = _longest(self._hosts.get(host), path)
             if route is None and self._wildcards:
                 route = self._longest_wildcard(host, path)
-        if route is None:
-            route = self._longest(self._any_host, path)
-            if route is None:
-                raise NotFound(f"no route for {path[:200]!r}")
-        return route
-
-    @staticmethod
-    def _longest(table: _Table | None, path: str) -> Route | None:
-        if not table:
-            return None
-        prefix = path
-        while True:
-            route = table.get(prefix)
-            if route is not None or not prefix:
+            if route is not None:
                 return route
-            # "/" and "*" end in "", the route of "/".
-            prefix = prefix[: max(prefix.rfind("/"), 0)]
+        route = _longest(self._any_host, path)
+        if route is None:
+            raise NotFound(f"no route for {path[:200]!r}")
+        return route
 
     def _longest_wildcard(self, host: str, path: str) -> Route | None:
         dot = host.find(".")
         while dot >= 0:
-            route = self._longest(self._wildcards.get(host[dot:]), path)
+            route = _longest(self._wildcards.get(host[dot:]), path)
             if route is not None:
                 return route
             dot = host.find(".", dot + 1)
@@ -158,6 +146,18 @@ class Router:
             "query_string": query,
             "headers": [field for field in scope["headers"] if field[0] not in _BODY_FIELDS],
         }
+
+
+def _longest(table: _Table | None, path: str) -> Route | None:
+    if table is None:
+        return None
+    prefix = path
+    while True:
+        route = table.get(prefix)
+        if route is not None or not prefix:
+            return route
+        # "/" and "*" end in "", the prefix of the route "/".
+        prefix = prefix[: max(prefix.rfind("/"), 0)]
 
 
 _BODY_FIELDS = frozenset(

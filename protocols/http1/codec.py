@@ -49,8 +49,6 @@ class ServerCodec:
     """Reads requests from a connection's bytes. Subclasses are the engines."""
 
     __slots__ = (
-        "_at",
-        "_buffer",
         "_chunked",
         "_last_block",
         "_last_examined",
@@ -58,13 +56,16 @@ class ServerCodec:
         "_limits",
         "_remaining",
         "_searched",
+        "at",
+        "buffer",
         "is_eof",
     )
 
     def __init__(self, limits: Http1Limits = DEFAULT_LIMITS) -> None:
         self._limits = limits
-        self._buffer = b""
-        self._at = 0
+        #: What was received; events have been made of all before ``at``.
+        self.buffer = b""
+        self.at = 0
         #: How far the buffer holds no end of a head.
         self._searched = 0
         #: Bytes of the body still to come; -1 between messages.
@@ -76,14 +77,9 @@ class ServerCodec:
         self.is_eof = False
 
     @property
-    def has_more(self) -> bool:
-        """Bytes are here that have not been given out as events."""
-        return self._at < len(self._buffer)
-
-    @property
     def buffered_bytes(self) -> int:
         """Bytes received and not yet given out as events."""
-        return len(self._buffer) - self._at
+        return len(self.buffer) - self.at
 
     @property
     def is_in_message(self) -> bool:
@@ -94,13 +90,13 @@ class ServerCodec:
         """Take bytes from the client; ``b""`` means end of stream."""
         if not data:
             self.is_eof = True
-        elif self._at >= len(self._buffer):
-            self._buffer = data
-            self._at = self._searched = 0
+        elif self.at >= len(self.buffer):
+            self.buffer = data
+            self.at = self._searched = 0
         else:
-            self._buffer = self._buffer[self._at :] + data
-            self._searched -= self._at
-            self._at = 0
+            self.buffer = self.buffer[self.at :] + data
+            self._searched -= self.at
+            self.at = 0
 
     def next_event(self) -> Event:
         """Return the next event, or `NEED_DATA`.
@@ -110,14 +106,14 @@ class ServerCodec:
         """
         remaining = self._remaining
         if remaining > 0:
-            buffer, at = self._buffer, self._at
+            buffer, at = self.buffer, self.at
             have = len(buffer) - at
             if not have:
                 return NEED_DATA
             if have > remaining:
                 have = remaining
             data = buffer if have == len(buffer) else buffer[at : at + have]
-            self._at = at + have
+            self.at = at + have
             self._remaining = remaining - have
             return Data(data)
         if remaining == 0:
@@ -128,21 +124,22 @@ class ServerCodec:
         return self._next_request()
 
     def _next_of_chunked(self, decoder: ChunkedDecoder) -> Event:
-        data, self._at = decoder.decode(self._buffer, self._at)
+        data, self.at = decoder.decode(self.buffer, self.at)
         if data:
             return Data(data)
         if not decoder.is_done:
             return NEED_DATA
         self._chunked = None
-        self._searched = self._at
+        self._searched = self.at
         return EndOfMessage(decoder.trailers) if decoder.trailers else END_WITHOUT_TRAILERS
 
     def _next_request(self) -> Event:
-        buffer, at = self._buffer, self._at
+        buffer, at = self.buffer, self.at
         # RFC 9112 §2.2: an empty line before the request line is forgiven, once.
         if buffer.startswith(b"\r\n", at):
             at += 2
-        end = buffer.find(b"\r\n\r\n", max(at, self._searched - 3))
+        searched = self._searched - 3
+        end = buffer.find(b"\r\n\r\n", searched if searched > at else at)
         if end < 0:
             if at < len(buffer):
                 self._check_begun(buffer[at:])
@@ -162,7 +159,7 @@ class ServerCodec:
         else:
             examined = self._examine(buffer[at : end + 4], block, method, version)
         request = strictness.assemble(method, target, version, examined)
-        self._at = self._searched = end + 4
+        self.at = self._searched = end + 4
         length = request.content_length
         if length == CHUNKED:
             limits = self._limits
@@ -171,7 +168,7 @@ class ServerCodec:
                 overhead_limit=limits.chunk_overhead,
                 trailer_limit=limits.trailers,
             )
-        else:
+        elif length:
             self._remaining = length
         return request
 

@@ -1,6 +1,7 @@
 """What a server reads from an HTTP/1.1 connection, as values.
 
-A request is one `Request`, any number of `Data`, one `EndOfMessage`.
+A request with a body is one `Request`, any number of `Data`, one `EndOfMessage`.
+A request without one (``content_length == 0``) is complete with its head.
 """
 
 from __future__ import annotations

@@ -59,7 +59,6 @@ def test_pipelined_requests_wait_for_their_turn(codec_class: type[ServerCodec]) 
         request = codec.next_event()
         assert isinstance(request, Request)
         assert request.target == b"/%d" % i
-        assert isinstance(codec.next_event(), EndOfMessage)
         assert codec.buffered_bytes == sum(len(one % j) for j in range(i + 1, 1000))
     assert codec.next_event() is NEED_DATA
 
@@ -68,7 +67,6 @@ def test_error_behind_good_request_comes_after_it(codec_class: type[ServerCodec]
     codec = codec_class()
     codec.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGARBAGE\r\n\r\n")
     assert isinstance(codec.next_event(), Request)
-    assert isinstance(codec.next_event(), EndOfMessage)
     with pytest.raises(RemoteProtocolError):
         codec.next_event()
 
