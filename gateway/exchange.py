@@ -231,16 +231,12 @@ class Exchange:
             is_last = not message.get("more_body", False)
             if not isinstance(body, bytes):
                 body = bytes(body)
-            total = len(body) if is_last else None
-            if len(body) <= _SLICE_BYTES:
-                self._write_body(body, total, is_last)
+            if len(body) > _SLICE_BYTES:
+                await self._write_slices(body, is_last)
+            elif self.is_started:
+                self._write_piece(body, is_last)
             else:
-                view = memoryview(body)
-                for at in range(0, len(body), _SLICE_BYTES):
-                    await self._drain()
-                    piece = bytes(view[at : at + _SLICE_BYTES])
-                    is_end = at + _SLICE_BYTES >= len(body)
-                    self._write_body(piece, total, is_last and is_end)
+                self._write_first(body, len(body) if is_last else None, is_last)
             if self.connection.is_write_paused:
                 await self._drain()
             elif not is_last:
@@ -258,12 +254,81 @@ class Exchange:
         if self.is_departed:
             raise ClientLeft("the client has left")
 
-    def _write_body(self, body: bytes, total: int | None, is_last: bool) -> None:
-        """Write a piece of the body, with the head before it if it is the first.
+    async def _write_slices(self, body: bytes, is_last: bool) -> None:
+        """Write a large piece as the client takes it."""
+        view = memoryview(body)
+        for at in range(0, len(body), _SLICE_BYTES):
+            await self._drain()
+            piece = bytes(view[at : at + _SLICE_BYTES])
+            is_end = is_last and at + _SLICE_BYTES >= len(body)
+            if self.is_started:
+                self._write_piece(piece, is_end)
+            else:
+                self._write_first(piece, len(body) if is_last else None, is_end)
+
+    def _write_first(self, body: bytes, total: int | None, is_last: bool) -> None:
+        """Write the head and the first piece of the body, at once.
 
         ``total`` is the size of the whole body where it is known already.
         """
-        head = b"" if self.is_started else self._head(total)
+        fields = self._fields
+        if fields is None:
+            raise LocalProtocolError("http.response.body before http.response.start")
+        self.is_started = True
+        lines, length, closes, has_date, has_server, _ = fields
+        status = self._status
+        request = self.request
+        connection = self.connection
+        service = connection.service
+        if request.method == "HEAD" or status in _BODILESS:
+            self._is_head_only = True
+            # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
+            if length is None and status not in _BODILESS:
+                length = total or None
+            framing = b"" if length is None or status == 204 else _LENGTH_LINE % length
+        elif length is not None:
+            self._expected = length
+            framing = _LENGTH_LINE % length
+        elif total is not None:
+            framing = _LENGTH_LINE % total
+        elif request.http_version == "1.1":
+            self._is_chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            framing = b""
+            self.keeps_alive = False
+        if (
+            closes
+            or service.is_stopping
+            or (not self.is_body_complete and total is not None and not self._is_drainable())
+        ):
+            self.keeps_alive = False
+        if not self.keeps_alive:
+            framing += b"connection: close\r\n"
+        elif request.http_version == "1.0":
+            framing += b"connection: keep-alive\r\n"
+        stamp = service.stamp
+        if has_date or has_server:
+            date, server, _ = stamp.split(b"\r\n")
+            stamp = b"" if has_date else date + b"\r\n"
+            if not has_server:
+                stamp += server + b"\r\n"
+        head = (STATUS_LINES[status], lines, stamp, framing, b"\r\n")
+        if total == len(body) == length or (total == len(body) and length is None):
+            # The whole of it, as most answers are.
+            if self._is_head_only:
+                body = b""
+            self._expected = None
+            self.sent_bytes = len(body)
+            connection.transport.write(b"".join((*head, body)))
+            if self.is_half_closed:
+                connection.extend_half_close()
+            self._complete()
+        else:
+            self._write_piece(body, is_last, b"".join(head))
+
+    def _write_piece(self, body: bytes, is_last: bool, head: bytes = b"") -> None:
+        """Write a piece of the body, behind the head if there is one."""
         connection = self.connection
         expected = self._expected
         excess = 0
@@ -299,51 +364,6 @@ class Exchange:
             if expected:
                 raise Truncated(f"the body is {expected} bytes short of its Content-Length")
             self._complete()
-
-    def _head(self, total: int | None) -> bytes:
-        """Make the head for a body of ``total`` bytes (``None``: not known)."""
-        fields = self._fields
-        if fields is None:
-            raise LocalProtocolError("http.response.body before http.response.start")
-        self.is_started = True
-        lines, length, closes, has_date, has_server, _ = fields
-        status = self._status
-        request = self.request
-        service = self.connection.service
-        if request.method == "HEAD" or status in _BODILESS:
-            self._is_head_only = True
-            # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
-            if length is None and status not in _BODILESS:
-                length = total or None
-            framing = b"" if length is None or status == 204 else _LENGTH_LINE % length
-        elif length is not None:
-            self._expected = length
-            framing = _LENGTH_LINE % length
-        elif total is not None:
-            framing = _LENGTH_LINE % total
-        elif request.http_version == "1.1":
-            self._is_chunked = True
-            framing = b"transfer-encoding: chunked\r\n"
-        else:
-            framing = b""
-            self.keeps_alive = False
-        if (
-            closes
-            or service.is_stopping
-            or (not self.is_body_complete and total is not None and not self._is_drainable())
-        ):
-            self.keeps_alive = False
-        if not self.keeps_alive:
-            framing += b"connection: close\r\n"
-        elif request.http_version == "1.0":
-            framing += b"connection: keep-alive\r\n"
-        stamp = service.stamp
-        if has_date or has_server:
-            date, server, _ = stamp.split(b"\r\n")
-            stamp = b"" if has_date else date + b"\r\n"
-            if not has_server:
-                stamp += server + b"\r\n"
-        return b"".join((STATUS_LINES[status], lines, stamp, framing, b"\r\n"))
 
     def _is_drainable(self) -> bool:
         """Tell whether the rest of an unread body is little enough to read away."""
@@ -436,7 +456,7 @@ class Exchange:
         self._status = status
         if status in _CLOSING_STATUSES or not self._is_drainable():
             self.keeps_alive = False
-        self._write_body(body, len(body), True)
+        self._write_first(body, len(body), True)
 
     def _log_failure(self, error: Exception, status: int, request_id: str) -> None:
         request = self.request

@@ -33,6 +33,8 @@ class Route:
 
 
 _Table = dict[str, Route]
+_FOUND_MAX = 1024
+_FOUND_PATH_MAX = 256
 
 
 class Router:
@@ -62,6 +64,7 @@ class Router:
                     table = self._hosts.setdefault(host.lower(), {})
                 table[prefix] = route
         self._has_hosts = bool(self._hosts or self._wildcards)
+        self._found: _Table = {}
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Find the route and return its backend's call, ready to be awaited.
@@ -90,7 +93,12 @@ class Router:
     def find(self, scope: Scope) -> Route:
         """Return the route of a request; raise `NotFound` if there is none."""
         path: str = scope["path"]
-        if self._has_hosts:
+        if not self._has_hosts:
+            # Paths come again; those that do not are forgotten together.
+            route = self._found.get(path)
+            if route is not None:
+                return route
+        else:
             host = _host_name(scope)
             route = _longest(self._hosts.get(host), path)
             if route is None and self._wildcards:
@@ -100,6 +108,10 @@ class Router:
         route = _longest(self._any_host, path)
         if route is None:
             raise NotFound(f"no route for {path[:200]!r}")
+        if not self._has_hosts and len(path) <= _FOUND_PATH_MAX:
+            if len(self._found) >= _FOUND_MAX:
+                self._found.clear()
+            self._found[path] = route
         return route
 
     def _longest_wildcard(self, host: str, path: str) -> Route | None:

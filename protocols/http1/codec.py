@@ -105,6 +105,8 @@ class ServerCodec:
         to be answered with it and closed, and this codec is not called again.
         """
         remaining = self._remaining
+        if remaining < 0 and self._chunked is None:
+            return self._next_request()
         if remaining > 0:
             buffer, at = self.buffer, self.at
             have = len(buffer) - at
@@ -116,12 +118,10 @@ class ServerCodec:
             self.at = at + have
             self._remaining = remaining - have
             return Data(data)
-        if remaining == 0:
-            self._remaining = -1
-            return END_WITHOUT_TRAILERS
         if self._chunked is not None:
             return self._next_of_chunked(self._chunked)
-        return self._next_request()
+        self._remaining = -1
+        return END_WITHOUT_TRAILERS
 
     def _next_of_chunked(self, decoder: ChunkedDecoder) -> Event:
         data, self.at = decoder.decode(self.buffer, self.at)
@@ -134,24 +134,25 @@ class ServerCodec:
         return EndOfMessage(decoder.trailers) if decoder.trailers else END_WITHOUT_TRAILERS
 
     def _next_request(self) -> Event:
-        buffer, at = self.buffer, self.at
-        # RFC 9112 §2.2: an empty line before the request line is forgiven, once.
-        if buffer.startswith(b"\r\n", at):
-            at += 2
+        buffer = self.buffer
+        at = self.at
         searched = self._searched - 3
         end = buffer.find(b"\r\n\r\n", searched if searched > at else at)
+        if buffer.startswith(b"\r\n", at):
+            # RFC 9112 §2.2: an empty line before the request line is forgiven, once.
+            at += 2
+            end = buffer.find(b"\r\n\r\n", at)
         if end < 0:
             if at < len(buffer):
                 self._check_begun(buffer[at:])
             self._searched = len(buffer)
             return NEED_DATA
         line_end = buffer.find(b"\r\n", at)
-        line = buffer[at:line_end]
-        if len(line) > self._limits.request_line:
+        if line_end - at > self._limits.request_line:
             raise strictness.refuse("request line over its limit", 414)
+        method, target, version = strictness.request_line(buffer[at:line_end])
         # The CRLF before the first field tells a folded line there.
         block = buffer[line_end : end + 4]
-        method, target, version = strictness.request_line(line)
         # A kept connection repeats its fields more often than not.
         if block == self._last_block and version == self._last_version:
             examined = self._last_examined
@@ -161,15 +162,16 @@ class ServerCodec:
         request = strictness.assemble(method, target, version, examined)
         self.at = self._searched = end + 4
         length = request.content_length
-        if length == CHUNKED:
-            limits = self._limits
-            self._chunked = ChunkedDecoder(
-                line_limit=limits.chunk_line,
-                overhead_limit=limits.chunk_overhead,
-                trailer_limit=limits.trailers,
-            )
-        elif length:
-            self._remaining = length
+        if length:
+            if length == CHUNKED:
+                limits = self._limits
+                self._chunked = ChunkedDecoder(
+                    line_limit=limits.chunk_line,
+                    overhead_limit=limits.chunk_overhead,
+                    trailer_limit=limits.trailers,
+                )
+            else:
+                self._remaining = length
         return request
 
     def _examine(self, head: bytes, block: bytes, method: str, version: str) -> strictness.Examined:
