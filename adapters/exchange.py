@@ -368,10 +368,11 @@ class ResponseRelay:
                 and head.status not in (204, 304)
             ):
                 fields.append((b"content-length", b"%d" % len(body)))
-            self.is_started = True
             await self._send(
                 {"type": "http.response.start", "status": head.status, "headers": fields}
             )
+            # Not before: a server may refuse the head, and then there is no answer yet.
+            self.is_started = True
         # An empty body message makes servers that hold the head back send it.
         if head is not None or body or (self.is_complete and not was_complete):
             await self._send(

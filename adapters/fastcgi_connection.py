@@ -101,7 +101,7 @@ class FastCgiConnection:
             await self._relay(relay, stderr, output_idle_s)
             self.is_reusable = keep and self._is_sent and not self._codec.has_pending
         except (BackendError, RemoteProtocolError) as error:
-            if not relay.is_complete:
+            if not (relay.is_started and relay.is_complete):
                 raise self._failure(error, relay) from error
             # The answer is the client's already, whole by its Content-Length.
             logger.warning("%s: after the answer: %s", self._name, error)

@@ -464,7 +464,8 @@ class Exchange:
         if isinstance(error, Truncated):
             logger.error("[%s] %s %r (%s): cut off: %s", *what, error)
         elif isinstance(error, BackendError | RemoteProtocolError):
-            level = logging.ERROR if status >= 500 else logging.INFO
+            # What is the client's own doing is in the access log already.
+            level = logging.ERROR if status >= 500 else logging.DEBUG
             logger.log(level, "[%s] %s %r (%s): %d: %s", *what, status, error)
         elif isinstance(error, ProtocolError):
             logger.error("[%s] %s %r (%s): the application: %s", *what, error)

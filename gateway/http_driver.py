@@ -367,7 +367,7 @@ class HttpConnection(asyncio.Protocol):
                 self.close_lingering()
             return
         status = error.status_hint
-        exchange_logger.info("%s: refused with %d: %s", self.client_address, status, error)
+        exchange_logger.debug("%s: refused with %d: %s", self.client_address, status, error)
         self._answer_plainly(status)
 
     def _answer_plainly(self, status: int) -> None:

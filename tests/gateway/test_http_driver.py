@@ -480,7 +480,7 @@ def test_exceptions_become_answers(
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise error
 
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     closing = GET.replace(b"\r\n\r\n", b"\r\nAccept: text/html\r\nConnection: close\r\n\r\n")
     answer = gate(app).ask(closing)
     assert statuses(answer) == [status]
