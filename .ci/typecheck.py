@@ -9,6 +9,7 @@ against the number of modules in the tree.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,11 +24,18 @@ def main() -> int:
     """Build, unpack, check; return mypy's exit code, or 1 when it saw too little."""
     expected = sum(1 for room in ROOMS for _ in (ROOT / room).rglob("*.py"))
     with tempfile.TemporaryDirectory() as folder:
+        # From a copy: an earlier build's folder would bring back what was deleted.
+        source = Path(folder) / "source"
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, source / name)
+        for room in ROOMS:
+            shutil.copytree(ROOT / room, source / room)
         subprocess.run(
             [
                 sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
                 "--no-build-isolation", "--disable-pip-version-check",
-                "--wheel-dir", folder, str(ROOT),
+                "--wheel-dir", folder, str(source),
             ],
             check=True,
         )  # fmt: skip
@@ -51,8 +59,9 @@ def main() -> int:
     sys.stderr.write(done.stderr)
     if done.returncode:
         return done.returncode
+    # A folder without modules counts as one more: a namespace package.
     seen = re.search(r"in (\d+) source files", done.stdout)
-    if seen is None or int(seen[1]) != expected:
+    if seen is None or int(seen[1]) < expected:
         print(f"mypy saw {seen[1] if seen else 'no'} files; the tree has {expected}")
         return 1
     return 0

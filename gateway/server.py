@@ -34,6 +34,9 @@ __all__ = ["Banner", "Server", "StartFailure", "serve"]
 
 logger = logging.getLogger("tetrapylon.gateway")
 
+# What a backend has to end without waiting for anything, once a second signal has come.
+_HURRIED_S = 0.2
+
 #: Called once all is ready; `Server.addresses` and `Server.assembly` say what is served.
 Banner = Callable[["Server"], None]
 
@@ -114,7 +117,7 @@ class Server:
                 await self._finish_requests(self._service)
         finally:
             try:
-                await self._backends.aclose()
+                await self._leave_backends()
             finally:
                 if self._access_log is not None:
                     self._access_log.close()
@@ -144,8 +147,19 @@ class Server:
         if cut:
             logger.warning("stopped with %d request%s cut", cut, "" if cut == 1 else "s")
 
+    async def _leave_backends(self) -> None:
+        leaving = asyncio.ensure_future(self._backends.aclose())
+        hurried = asyncio.ensure_future(self._is_hurried.wait())
+        await asyncio.wait((leaving, hurried), return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        # A backend that waits, as for threads that still run, is not waited for then.
+        while not (await asyncio.wait((leaving,), timeout=_HURRIED_S))[0]:
+            leaving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            leaving.result()
+
     def hurry(self) -> None:
-        """Stop waiting for requests in flight."""
+        """Stop waiting for requests in flight, and for backends to come to their end."""
         self._is_hurried.set()
 
 
