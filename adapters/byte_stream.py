@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import BadGateway, Unavailable
+from .errors import EXHAUSTED, BadGateway, Unavailable
 
 _READ_BYTES = 64 * 1024
 _FIRST_RETRY_S = 0.005
@@ -237,7 +237,7 @@ async def connect(address: UnixAddress | TcpAddress, *, timeout_s: float) -> Byt
             f"{address} accepted no connection within {timeout_s:g} s", retry_after_s=1
         ) from None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        if error.errno in EXHAUSTED:
             raise Unavailable(f"cannot connect to {address}: {error}", retry_after_s=1) from error
         raise BadGateway(f"cannot connect to {address}: {error}") from error
     return ByteStream(connected)

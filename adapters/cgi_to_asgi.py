@@ -17,12 +17,14 @@ import errno
 import logging
 import math
 import os
-import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from ..protocols.asgi import Receive, Scope, Send
 from ..protocols.cgi.meta_variables import meta_variables
+from ..protocols.target import mounted_prefix, path_below, to_bytes
 from .errors import (
+    EXHAUSTED,
     BackendError,
     BadGateway,
     BadRequest,
@@ -34,13 +36,12 @@ from .errors import (
 )
 from .exchange import Departure, ResponseRelay, SpooledBody, spool_body
 from .log_lines import LogLines, escape
+from .pipes import READ_BYTES, Drain, OutputPipe
 from .processes import (
-    READ_BYTES,
     Child,
     ChildCommand,
-    Drain,
-    OutputPipe,
     Spawn,
+    explain_exit,
     explain_failure,
     spawn_process,
 )
@@ -54,9 +55,6 @@ _KIB = 1024
 _EXIT_S = 0.2
 # Nobody waits for what a script does when its client has left.
 _DEPARTED_KILL_AFTER_S = 1.0
-_STDERR_LINES = 1000
-# The system's own want, not the script's fault.
-_EXHAUSTED = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC))
 
 
 class CgiToAsgi:
@@ -146,19 +144,13 @@ class CgiToAsgi:
             drain.close()
 
     def _find(self, scope: Scope) -> Script:
-        path: str = scope["path"]
-        prefix: str = scope.get("root_path", "").rstrip("/")
-        below = path.removeprefix(prefix)
-        if below[:1] not in ("", "/"):
-            # Older frameworks leave `root_path` out of `path`.
-            below = path
-        prefix_bytes = prefix.encode("utf-8", "surrogateescape")
-        below_bytes = below.encode("utf-8", "surrogateescape")
+        prefix = to_bytes(mounted_prefix(scope))
+        below = path_below(scope)
         if self._is_directory:
-            return find_script(self._path, below_bytes, prefix=prefix_bytes)
+            return find_script(self._path, below, prefix=prefix)
         if not below and not prefix:
-            below_bytes = b"/"  # RFC 9110 §4.2.3
-        return Script(self._path, prefix_bytes, below_bytes, os.path.dirname(self._path))
+            below = b"/"  # RFC 9110 §4.2.3
+        return Script(self._path, prefix, below, os.path.dirname(self._path))
 
     def _command(self, scope: Scope, script: Script, body: SpooledBody) -> ChildCommand:
         variables = meta_variables(
@@ -202,7 +194,7 @@ class CgiToAsgi:
             return await self._spawn(command)
         except OSError as error:
             reason = explain_failure(command, error)
-            if error.errno in _EXHAUSTED:
+            if error.errno in EXHAUSTED:
                 raise Unavailable(reason, retry_after_s=1) from error
             raise BadGateway(reason) from error
 
@@ -210,7 +202,10 @@ class CgiToAsgi:
         """Relay the child's output, and have the child ended, now or in time."""
         loop = asyncio.get_running_loop()
         drains = self._drains
-        drains.add(StderrLog(child.stderr, name, self._stderr_limit_bytes, drains.discard))
+        stderr = LogLines(
+            partial(logger.warning, "%s: %s", name), limit_bytes=self._stderr_limit_bytes
+        )
+        drains.add(Drain(child.stderr, stderr, drains.discard))
         after_s = 0.0
         kill_after_s = self._kill_after_s
         with OutputPipe(child.stdout, loop.time() + self._timeout_s) as stdout:
@@ -220,7 +215,7 @@ class CgiToAsgi:
                 # Whatever it still does without an answer, it has the rest of its time for.
                 after_s = max(0.0, stdout.deadline - loop.time())
                 if not is_at_end:
-                    drains.add(Drain(stdout.detach(), drains.discard))
+                    drains.add(Drain(stdout.detach(), None, drains.discard))
             except LocalRedirect:
                 after_s = max(0.0, stdout.deadline - loop.time())
                 raise
@@ -257,46 +252,16 @@ class CgiToAsgi:
             except (BadGateway, Truncated) as error:
                 message = f"{name}: {error}"
                 if code is not None:
-                    message += f"; the script {_explain_exit(code)}"
+                    message += f"; the script {explain_exit(code)}"
                 raise type(error)(message) from error
             if code is not None and is_killed and not relay.is_complete:
-                raise _failure(relay, BadGateway, f"{name}: the script {_explain_exit(code)}")
+                raise _failure(relay, BadGateway, f"{name}: the script {explain_exit(code)}")
             # A slow client does not use up the script's time.
             stdout.postpone(loop.time() - started_at)
             if not is_last:
                 # Where both sides are fast, neither ever waits: others have their turn.
                 await asyncio.sleep(0)
         return is_last
-
-
-class StderrLog(Drain):
-    """Reads a script's stderr to its end, and logs the beginning, line by line.
-
-    ``limit_bytes`` bounds what is logged of one run; ``name`` says whose it is.
-    """
-
-    def __init__(
-        self, fd: int, name: str, limit_bytes: int, on_close: Callable[[Drain], object]
-    ) -> None:
-        self._name = name
-        self._lines = LogLines(self._log, limit_bytes=limit_bytes)
-        self._count = 0
-        super().__init__(fd, on_close)
-
-    def take(self, data: bytes) -> None:
-        """Log complete lines; at the end, what is left."""
-        if data:
-            self._lines.feed(data)
-        else:
-            self._lines.finish()
-
-    def _log(self, line: str) -> None:
-        # A record costs more than its text: a flood of short lines ends sooner.
-        self._count += 1
-        if self._count <= _STDERR_LINES:
-            logger.warning("%s: %s", self._name, line)
-        elif self._count == _STDERR_LINES + 1:
-            logger.warning("%s: … (more than %d lines)", self._name, _STDERR_LINES)
 
 
 def _failure(relay: ResponseRelay, early: type[BackendError], message: str) -> Exception:
@@ -309,12 +274,3 @@ async def _exit_code(child: Child) -> int | None:
     if not child.exited.done():
         await asyncio.wait((child.exited,), timeout=_EXIT_S)
     return child.exited.result() if child.exited.done() else None
-
-
-def _explain_exit(code: int) -> str:
-    if code >= 0:
-        return f"exited with {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -7,6 +7,7 @@ ASGI server `answered` does it: a plain text answer, without internals.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,12 @@ from typing import Any, TypeVar
 from ..protocols.asgi import GATEWAY_EXTENSION, Message, Receive, Scope, Send
 
 logger = logging.getLogger("tetrapylon.adapters")
+
+#: An `OSError` of these says that the system has run out of something: a moment later
+#: it may have it again (503), and nobody's application is at fault.
+EXHAUSTED = frozenset(
+    (errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC)
+)
 
 
 class BackendError(Exception):
@@ -48,12 +55,6 @@ class NotFound(BackendError):
     """404: no such script or file."""
 
     status = 404
-
-
-class MethodNotAllowed(BackendError):
-    """405: this kind of resource does not know the method."""
-
-    status = 405
 
 
 class ContentTooLarge(BackendError):

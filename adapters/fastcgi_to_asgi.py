@@ -17,21 +17,19 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from urllib.parse import quote_from_bytes
 
 from ..protocols.asgi import Receive, Scope, Send
 from ..protocols.cgi.meta_variables import meta_variables
-from .byte_stream import connect, parse_address
+from ..protocols.target import mounted_prefix, slash_location, strip_prefix, to_bytes
+from .byte_stream import ByteStream, parse_address
+from .connections import RESENDABLE_METHODS, Connections, StaleConnection
 from .errors import NotFound, answered
 from .exchange import Departure, ResponseRelay, SpooledBody, spool_body
-from .fastcgi_connection import FastCgiConnection, StaleConnection
+from .fastcgi_exchange import FastCgiExchange
 from .log_lines import LogLines
 from .scripts import Script, SlashMissing, find_script
-from .slots import Slots
 
 logger = logging.getLogger("tetrapylon.adapters.fastcgi")
-
-_SAFE_METHODS = frozenset(("GET", "HEAD"))
 
 
 class FastCgiToAsgi:
@@ -86,9 +84,8 @@ class FastCgiToAsgi:
         server_software: str = "tetrapylon",
         name: str | None = None,
     ) -> None:
-        #: Where the application is; may be changed while no request is under way.
-        self.address = parse_address(address)
-        self._name = name if name is not None else str(self.address)
+        where = parse_address(address)
+        self._name = name if name is not None else str(where)
         self._root = os.path.abspath(root) if root is not None else None
         self._index = (index,) if isinstance(index, str) else tuple(index)
         self._split = (split,) if isinstance(split, str) else tuple(split)
@@ -97,15 +94,20 @@ class FastCgiToAsgi:
         self._script_name = script_name.rstrip("/") if script_name is not None else None
         self._params = _checked_params(params or {})
         self._pass_authorization = pass_authorization
-        self._connect_s = connect_s or math.inf
         self._first_byte_s = first_byte_s or math.inf
         self._output_idle_s = output_idle_s or math.inf
-        self._slots = Slots(connections, queue=queue, wait_s=queue_wait_s, name=self._name)
-        self._connections = connections
+        #: Their ``address`` is where the application is.
+        self.connections = Connections(
+            where,
+            limit=connections,
+            queue=queue,
+            queue_wait_s=queue_wait_s,
+            connect_s=connect_s,
+            idle_s=idle_s,
+            name=self._name,
+        )
         self._keep_alive = keep_alive
-        self._idle_s = idle_s
         self._retries = retries
-        self._idle: list[FastCgiConnection] = []
         self._body_limit_bytes = body_limit_bytes
         self._spool_memory_bytes = spool_memory_bytes
         self._head_limit_bytes = head_limit_bytes
@@ -133,13 +135,12 @@ class FastCgiToAsgi:
         ) as body:
             params = self._meta_variables(scope, script, prefix, path_info, body.length)
             async with Departure(scope, receive):
-                async with self._slots:
+                async with self.connections.slots:
                     await self._answer(scope["method"], params, body, send)
 
     def close(self) -> None:
         """Close the kept connections; requests go on as they are."""
-        while self._idle:
-            self._drop(self._idle[0])
+        self.connections.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -155,24 +156,17 @@ class FastCgiToAsgi:
 
     def _place(self, scope: Scope) -> tuple[Script | None, bytes, bytes]:
         """Return the script, if there are scripts, and SCRIPT_NAME and PATH_INFO."""
-        prefix: str = scope.get("root_path", "").rstrip("/")
-        if self._script_name is not None:
-            prefix = self._script_name
-        path: str = scope["path"]
-        # ASGI: `root_path` is a part of `path`; under older frameworks it is not.
-        below = path.removeprefix(prefix) if prefix else path
-        if below[:1] not in ("", "/"):
-            below = path
-        prefix_bytes = prefix.encode("utf-8", "surrogateescape")
-        below_bytes = below.encode("utf-8", "surrogateescape")
+        mount = mounted_prefix(scope) if self._script_name is None else self._script_name
+        prefix = to_bytes(mount)
+        below = to_bytes(strip_prefix(scope["path"], mount))
         if self._root is None:
-            return None, prefix_bytes, below_bytes
+            return None, prefix, below
         if self._check_file:
             script = find_script(
-                self._root, below_bytes, prefix=prefix_bytes, split=self._split, index=self._index
+                self._root, below, prefix=prefix, split=self._split, index=self._index
             )
         else:
-            script = self._split_path(below_bytes, prefix_bytes)
+            script = self._split_path(below, prefix)
         return script, script.script_name, script.path_info
 
     def _split_path(self, path: bytes, prefix: bytes) -> Script:
@@ -226,29 +220,30 @@ class FastCgiToAsgi:
         self, method: str, params: Mapping[str, str], body: SpooledBody, send: Send
     ) -> None:
         relay = ResponseRelay(send, method=method, head_limit_bytes=self._head_limit_bytes)
-        retries = self._retries if method in _SAFE_METHODS else 0
-        while retries and (connection := self._take_kept()) is not None:
+        retries = self._retries if method in RESENDABLE_METHODS else 0
+        while retries and (kept := self.connections.take()) is not None:
             retries -= 1
             try:
-                await self._exchange(connection, params, body, relay)
+                await self._exchange(kept, params, body, relay, is_kept=True)
             except StaleConnection:
                 continue
             return
-        self._make_room()
-        stream = await connect(self.address, timeout_s=self._connect_s)
-        connection = FastCgiConnection(stream, self._name)
-        await self._exchange(connection, params, body, relay)
+        stream = await self.connections.open()
+        await self._exchange(stream, params, body, relay, is_kept=False)
 
     async def _exchange(
         self,
-        connection: FastCgiConnection,
+        stream: ByteStream,
         params: Mapping[str, str],
         body: SpooledBody,
         relay: ResponseRelay,
+        *,
+        is_kept: bool,
     ) -> None:
+        exchange = FastCgiExchange(stream, self._name, is_kept=is_kept)
         stderr = LogLines(self._log_stderr, limit_bytes=self._stderr_limit_bytes)
         try:
-            await connection.exchange(
+            await exchange.run(
                 params,
                 body,
                 relay,
@@ -259,36 +254,13 @@ class FastCgiToAsgi:
             )
         finally:
             stderr.finish()
-            if not connection.is_reusable:
-                connection.close()
-        if connection.is_reusable:
-            self._keep(connection)
+            if exchange.is_reusable:
+                self.connections.keep(stream)
+            else:
+                stream.close()
 
     def _log_stderr(self, line: str) -> None:
         logger.warning("%s: %s", self._name, line)
-
-    # Kept connections
-
-    def _take_kept(self) -> FastCgiConnection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.wake():
-                return connection
-            connection.close()
-        return None
-
-    def _keep(self, connection: FastCgiConnection) -> None:
-        self._idle.append(connection)
-        connection.rest(self._idle_s, self._drop)
-
-    def _drop(self, connection: FastCgiConnection) -> None:
-        self._idle.remove(connection)
-        connection.close()
-
-    def _make_room(self) -> None:
-        """Close a kept connection if a fresh one would be over the limit."""
-        if self._idle and self._slots.taken + len(self._idle) > self._connections:
-            self._drop(self._idle[0])
 
 
 def _checked_params(params: Mapping[str, str]) -> dict[str, str]:
@@ -302,13 +274,6 @@ def _checked_params(params: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _redirect_to_slash(scope: Scope, send: Send) -> None:
-    raw_path: bytes | None = scope.get("raw_path")
-    if raw_path is None:
-        raw_path = quote_from_bytes(scope["path"].encode("utf-8", "surrogateescape")).encode()
-    # One slash in front: `//name/` would be a host of that name.
-    location = b"/" + raw_path.lstrip(b"/\\") + b"/"
-    if scope["query_string"]:
-        location += b"?" + scope["query_string"]
-    fields = [(b"location", location), (b"content-length", b"0")]
+    fields = [(b"location", slash_location(scope)), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 301, "headers": fields})
     await send({"type": "http.response.body", "body": b""})

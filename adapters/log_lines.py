@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 _LINE_BYTES = 4096
+# Of a stream with a limit: a record of the log costs more than its text does.
+_LINES = 1000
 
 
 def escape(line: bytes) -> str:
@@ -24,14 +26,15 @@ def escape(line: bytes) -> str:
 class LogLines:
     """Cuts a byte stream into lines and calls ``log`` with each, escaped.
 
-    Empty lines are left out, long ones cut at 4 KiB. After ``limit_bytes`` the
-    rest is dropped, with one line that says so; ``None`` has no limit.
+    Empty lines are left out, long ones cut at 4 KiB. After ``limit_bytes``, or 1000
+    lines, the rest is dropped, with one line that says so; ``None`` has no limit.
     """
 
     def __init__(self, log: Callable[[str], object], *, limit_bytes: int | None = None) -> None:
         self._log = log
         self._limit_bytes = limit_bytes
         self._rest = b""
+        self._lines = 0
         self.total_bytes = 0
 
     def feed(self, data: bytes) -> None:
@@ -51,7 +54,7 @@ class LogLines:
             self._rest = self._rest[_LINE_BYTES:]
         if limit is not None and self.total_bytes > limit:
             self.finish()
-            self._log(f"… (more than {limit} bytes: the rest is dropped)")
+            self._say(f"… (more than {limit} bytes: the rest is dropped)")
 
     def finish(self) -> None:
         """Log what came after the last line end."""
@@ -61,4 +64,13 @@ class LogLines:
     def _write(self, line: bytes) -> None:
         line = line.rstrip(b"\r")
         for start in range(0, len(line), _LINE_BYTES):
-            self._log(escape(line[start : start + _LINE_BYTES]))
+            self._say(escape(line[start : start + _LINE_BYTES]))
+
+    def _say(self, text: str) -> None:
+        if self._limit_bytes is not None:
+            self._lines += 1
+            if self._lines > _LINES + 1:
+                return
+            if self._lines > _LINES:
+                text = f"… (more than {_LINES} lines: the rest is dropped)"
+        self._log(text)

@@ -21,14 +21,19 @@ import traceback
 from asyncio import Future
 from collections import deque
 from collections.abc import Iterable
-from functools import lru_cache
 from queue import Empty, SimpleQueue
 
 from ..protocols.asgi import Fields, Message, Scope
 from ..protocols.cgi.meta_variables import meta_variables
 from ..protocols.errors import LocalProtocolError
-from ..protocols.fields import HOP_BY_HOP, is_field_value, is_token, parse_content_length
-from ..protocols.wsgi import Application, Environ, ExcInfo, Write, parse_status
+from ..protocols.wsgi import (
+    Application,
+    Environ,
+    ExcInfo,
+    Write,
+    encode_fields,
+    parse_status,
+)
 from .exchange import SpooledBody
 from .wsgi_streams import ErrorStream, StreamedInput, escaped, escaped_traceback
 from .wsgi_threads import Job, Mailbox
@@ -255,10 +260,10 @@ class Call(Job):
                 exc_info = None  # PEP 3333: no cycle through the traceback
         elif self._status:
             raise LocalProtocolError("start_response was called twice, without exc_info")
-        code = _status_code(status)
+        code = parse_status(status)
         if code < 200:
             raise LocalProtocolError(f"start_response: status {status!r} is the server's to send")
-        self._fields, self._content_length = _encode_fields(headers)
+        self._fields, self._content_length = encode_fields(headers)
         self._status = code
         self._has_no_body = code in (204, 304) or self._scope["method"] == "HEAD"
         return self.write
@@ -395,55 +400,3 @@ class Call(Job):
         if not self._is_posted:
             self._is_posted = True
             self._mailbox.post(self)
-
-
-_status_code = lru_cache(maxsize=256)(parse_status)
-
-
-def _encode_fields(headers: list[tuple[str, str]]) -> tuple[Fields, int | None]:
-    """Return the fields as ASGI has them, and the Content-Length among them."""
-    if not isinstance(headers, list):
-        raise LocalProtocolError(f"start_response: headers are {type(headers).__name__}, no list")
-    fields: Fields = []
-    content_length: int | None = None
-    for field in headers:
-        if not isinstance(field, tuple) or len(field) != 2:
-            raise LocalProtocolError(f"start_response: header {field!r} is not (name, value)")
-        name = _wire_name(field[0])
-        value = _wire_value(field[1])
-        if name == b"content-length":
-            if content_length is not None:
-                raise LocalProtocolError("start_response: two Content-Length headers")
-            try:
-                content_length = parse_content_length(value)
-            except ValueError as error:
-                raise LocalProtocolError(f"start_response: {error}") from None
-        fields.append((name, value))
-    return fields, content_length
-
-
-@lru_cache(maxsize=1024)
-def _wire_name(name: str) -> bytes:
-    wire_name = name.encode("latin-1", "replace").lower() if isinstance(name, str) else b""
-    if not is_token(wire_name):
-        raise LocalProtocolError(f"start_response: {name!r} is no header name")
-    if wire_name in HOP_BY_HOP:
-        # PEP 3333, "Other HTTP Features"
-        raise LocalProtocolError(f"start_response: {name!r} is about the server's own connection")
-    return wire_name
-
-
-def _wire_value(value: str) -> bytes:
-    if not isinstance(value, str):
-        raise LocalProtocolError(f"start_response: header value {value!r} is not a str")
-    if value.isascii() and value.isprintable():
-        return value.encode("ascii").strip()
-    try:
-        wire_value = value.encode("latin-1").strip(b" \t")
-    except UnicodeEncodeError:
-        raise LocalProtocolError(
-            f"start_response: header value {value!r} is not latin-1 (PEP 3333)"
-        ) from None
-    if not is_field_value(wire_value):
-        raise LocalProtocolError(f"start_response: control character in header value {value!r}")
-    return wire_value

@@ -20,11 +20,11 @@ import time
 from collections import deque
 from queue import SimpleQueue
 
-import anyio.to_thread
-
 from .errors import Unavailable
 
 logger = logging.getLogger("tetrapylon.adapters.wsgi")
+
+_JOIN_POLL_S = 0.01
 
 
 class Job:
@@ -184,17 +184,14 @@ class WorkerThreads:
         What still runs then is left behind: the threads are daemons, so that an
         application that hangs cannot hold the process.
         """
-        # A thread that waits is nothing to join in another one for.
-        if any(thread.is_alive() for thread in self._threads):
-            await anyio.to_thread.run_sync(self._join, timeout_s, abandon_on_cancel=True)
-        left = sum(thread.is_alive() for thread in self._threads)
+        # Not in a thread that joins them: the interpreter would wait for that one at its end.
+        deadline_s = time.monotonic() + timeout_s
+        while (left := sum(map(threading.Thread.is_alive, self._threads))) and (  # noqa: ASYNC110
+            time.monotonic() < deadline_s
+        ):
+            await asyncio.sleep(_JOIN_POLL_S)
         if left:
             logger.warning("%s: %d threads still run the application; left behind", self.name, left)
-
-    def _join(self, timeout_s: float) -> None:
-        deadline_s = time.monotonic() + timeout_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _start_thread(self) -> None:
         number = len(self._threads) + 1

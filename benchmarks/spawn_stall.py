@@ -27,7 +27,8 @@ import uvloop
 
 from tetrapylon.adapters.exchange import SpooledBody
 from tetrapylon.adapters.processes import Child, ChildCommand, spawn_process
-from tetrapylon.gateway.spawn.client import Confinement, Spawner
+from tetrapylon.gateway.spawn.client import Spawner
+from tetrapylon.gateway.spawn.confinement import Confinement
 
 SLOW = (sys.executable, "-I", "-c", "import asyncio, decimal, email.message, http.client")
 QUICK = ("/bin/true",)

@@ -26,7 +26,7 @@ import sys
 import time
 from typing import Literal, TypeAlias
 
-from ..adapters.errors import BackendError, Forbidden, NotFound, Unavailable
+from ..adapters.errors import EXHAUSTED, BackendError, Forbidden, NotFound, Unavailable
 
 Symlinks: TypeAlias = Literal["inside", "never"]
 Resolver: TypeAlias = Literal["kernel", "walk"]
@@ -50,7 +50,6 @@ _ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 _REFUSED = frozenset(
     {errno.EACCES, errno.EPERM, errno.ELOOP, errno.EXDEV, errno.ENXIO, errno.ENODEV}
 )
-_EXHAUSTED = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class _OpenHow(ctypes.Structure):
@@ -205,7 +204,7 @@ def _failure(error: OSError, path: bytes) -> BackendError | None:
         return NotFound(message)
     if error.errno in _REFUSED:
         return Forbidden(message)
-    if error.errno in _EXHAUSTED:
+    if error.errno in EXHAUSTED:
         return Unavailable(message, retry_after_s=1)
     return None
 

@@ -42,7 +42,7 @@ from .config_types import (
     TimeLimit,
     Variables,
 )
-from .spawn.client import Confinement
+from .spawn.confinement import Confinement
 
 
 class ResourceLimits(Table, frozen=True, kw_only=True):

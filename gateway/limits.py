@@ -9,7 +9,6 @@ from __future__ import annotations
 
 KIB = 1024
 MIB = 1024 * KIB
-GIB = 1024 * MIB
 
 # A request's head
 REQUEST_LINE_BYTES = 8 * KIB
@@ -24,7 +23,6 @@ CHUNK_LINE_BYTES = 256
 CHUNK_OVERHEAD_BYTES = 64 * KIB
 BODY_BUFFER_BYTES = 64 * KIB
 SPOOL_MEMORY_BYTES = 64 * KIB
-SPOOL_BYTES = 1 * GIB
 DRAIN_BYTES = 64 * KIB
 
 # A connection

@@ -17,7 +17,7 @@ from ..protocols.errors import LocalProtocolError
 from ..protocols.fields import HOP_BY_HOP, is_plain_name, is_token, parse_content_length
 from ..protocols.http1.client_codec import connection_options, encode_request_head
 from ..protocols.http1.events import CHUNKED
-from .target import path_below, quote_path
+from ..protocols.target import path_below, quote_path
 
 # Beside HOP_BY_HOP. Framing and Host are written anew, an expectation is met by
 # the gateway itself; whatever else a client could pose as itself with goes.

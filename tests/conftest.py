@@ -9,7 +9,9 @@ each gateway gets SIGTERM, must exit with 0 and leave no process behind.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import os
@@ -19,12 +21,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 # How long an example takes is the machine's affair; what it finds is ours.
@@ -36,6 +39,7 @@ settings.load_profile("house")
 START_S = 30.0
 STOP_S = 30.0
 ANSWER_S = 30.0
+RUN_S = 60.0
 
 T = TypeVar("T")
 
@@ -56,6 +60,26 @@ def wait_until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
             pytest.fail(f"not within {within_s:g} s: {what}")
         time.sleep(0.01)
     return value
+
+
+@pytest.fixture(scope="session")
+def first_loop() -> None:
+    """The first uvloop of a process opens descriptors that it keeps."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.to_thread(int))
+    gc.collect()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Run a coroutine to its end, on both loops, and within bounds."""
+    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
+
+    def run(main: Coroutine[Any, Any, T]) -> T:
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(asyncio.wait_for(main, RUN_S))
+
+    return run
 
 
 @dataclass(frozen=True)

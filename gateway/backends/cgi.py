@@ -19,7 +19,8 @@ from ...adapters.processes import Child, ChildCommand, spawn_process
 from ...adapters.slots import Slots
 from ...protocols.asgi import Receive, Scope, Send
 from .. import limits as default
-from ..spawn.client import RLIMITS, Confinement, Spawner, User
+from ..spawn.client import Spawner
+from ..spawn.confinement import RLIMITS, Confinement, User
 from .base import Backend
 
 logger = logging.getLogger("tetrapylon.gateway")

@@ -121,7 +121,7 @@ class FastCgiBackend(Backend):
         if self._processes is not None:
             await self._processes.__aenter__()
             assert self._processes.address is not None
-            self._app.address = self._processes.address
+            self._app.connections.address = self._processes.address
         return self
 
     async def __aexit__(
@@ -144,5 +144,5 @@ class FastCgiBackend(Backend):
         if self._command:
             where = f"by {shlex.join(self._command)}"
         else:
-            where = f"at {self._app.address}"
+            where = f"at {self._app.connections.address}"
         return f"FastCGI {where}" + (f", scripts in {self._root}" if self._root else "")

@@ -28,6 +28,8 @@ from typing import Any, Self
 from ...adapters.byte_stream import TcpAddress, UnixAddress, connect
 from ...adapters.errors import BackendError
 from ...adapters.log_lines import LogLines
+from ...adapters.pipes import Drain
+from ...adapters.processes import explain_exit, watch_exit
 from .. import limits
 
 logger = logging.getLogger("tetrapylon.gateway")
@@ -37,8 +39,8 @@ _START_S = 10.0
 _MOST_BACKOFF_S = 30.0
 # A process that lived so long was well: the next wait is the shortest again.
 _STEADY_S = 10.0
-_POLL_S = 0.1
-_READ_BYTES = 64 * 1024
+# How often those that sit in accept() are woken while they are being ended.
+_WAKE_S = 0.2
 _LAST_LINES = 10
 # What a service manager says to the gateway is not for its children.
 _OWN_VARIABLES = ("LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_USEC")
@@ -185,9 +187,10 @@ class ListeningProcesses:
             if process.exited.done():
                 lines = "".join(f"\n  {line}" for line in process.last_lines)
                 raise SpawnFailure(
-                    f"{shlex.join(self._command)} {_say_exit(process.exited.result())}"
+                    f"{shlex.join(self._command)} {explain_exit(process.exited.result())}"
                     f" at its start" + (f"; its last lines:{lines}" if lines else "")
                 )
+        probe.result()
 
     async def _probe(self) -> None:
         assert self.address is not None
@@ -212,7 +215,7 @@ class ListeningProcesses:
         backoff_s = self._backoff_s
         while True:
             began_at = loop.time()
-            status = _say_exit(await asyncio.shield(process.exited))
+            status = explain_exit(await asyncio.shield(process.exited))
             if loop.time() - began_at > _STEADY_S:
                 backoff_s = self._backoff_s
             next_process: _Process | None = None
@@ -255,7 +258,7 @@ class ListeningProcesses:
         deadline = loop.time() + self._kill_after_s
         while self._running and (left_s := deadline - loop.time()) > 0:
             exits = [process.exited for process in self._running]
-            await asyncio.wait(exits, timeout=min(2 * _POLL_S, left_s))
+            await asyncio.wait(exits, timeout=min(_WAKE_S, left_s))
             self._wake()
         for process in self._running:
             process.signal(signal.SIGKILL)
@@ -286,24 +289,16 @@ class _Process:
     """A running process: its end, its group, and what it says."""
 
     def __init__(self, popen: subprocess.Popen[bytes], output: int, name: str) -> None:
-        self._loop = asyncio.get_running_loop()
         self._popen = popen
         self.pid = popen.pid
         #: The exit code, or minus the signal's number.
-        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         #: The end of what it wrote.
         self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._name = name
-        self._lines = LogLines(self._log)
-        self._output = output
         os.set_blocking(output, False)
-        self._loop.add_reader(output, self._read)
-        self._pidfd = -1
-        if hasattr(os, "pidfd_open"):
-            self._pidfd = os.pidfd_open(self.pid)
-            self._loop.add_reader(self._pidfd, self._on_exit)
-        else:
-            self._loop.call_later(_POLL_S, self._poll)
+        self._output = Drain(output, LogLines(self._log), lambda _: None)
+        watch_exit(popen, self._on_exit)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the whole group; nothing happens if there is none left."""
@@ -315,42 +310,13 @@ class _Process:
         self.last_lines.append(line)
         logger.warning("%s[%d]: %s", self._name, self.pid, line)
 
-    def _read(self) -> None:
-        try:
-            data = os.read(self._output, _READ_BYTES)
-        except BlockingIOError:
-            return
-        if data:
-            self._lines.feed(data)
-        else:
-            self._close_output()
-
-    def _close_output(self) -> None:
-        if self._output >= 0:
-            self._loop.remove_reader(self._output)
-            os.close(self._output)
-            self._output = -1
-            self._lines.finish()
-
-    def _poll(self) -> None:
-        if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            self._loop.call_later(_POLL_S, self._poll)
-        else:
-            self._on_exit()
-
     def _on_exit(self) -> None:
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-        # Its children would go on accepting. Not reaped yet, it still lends its
-        # number to the group: nobody else's is hit.
+        # Its children would go on accepting. Where it is not reaped yet, it still lends
+        # its number to the group: nobody else's is hit.
         self.signal(signal.SIGKILL)
         code = self._popen.wait()
         # The pipe holds what it said last; whoever else writes to it is not waited for.
-        for _ in range(16):
-            if self._output >= 0:
-                self._read()
-        self._close_output()
+        self._output.finish()
         self.exited.set_result(code)
 
 
@@ -385,11 +351,3 @@ def _is_socket(path: str) -> bool:
         return stat.S_ISSOCK(os.stat(path).st_mode)
     except OSError:
         return False
-
-
-def _say_exit(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with contextlib.suppress(ValueError):
-        return f"was ended by {signal.Signals(-code).name}"
-    return f"was ended by signal {-code}"

@@ -16,6 +16,7 @@ from types import TracebackType
 import anyio
 
 from ...adapters.byte_stream import ByteStream, UnixAddress, parse_address
+from ...adapters.connections import RESENDABLE_METHODS, Connections, StaleConnection
 from ...adapters.errors import (
     BackendError,
     BadGateway,
@@ -34,18 +35,10 @@ from ...protocols.http1.client_codec import ClientCodec, Event, Response, connec
 from ...protocols.http1.codec import NEED_DATA
 from ...protocols.http1.events import CHUNKED, Data
 from .. import limits
-from ..upstream import Upstream
 from ..upstream_request import request_head, request_length
 from .base import Backend
 
-# RFC 9110 §9.2.2. Without a body these may be sent again if a kept connection
-# turns out to have been closing; anything else goes out on a fresh one.
-_IDEMPOTENT = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 _LEFT_BEHIND = HOP_BY_HOP | {b"trailer"}
-
-
-class _StaleConnection(Exception):
-    """A kept connection ended before a byte of an answer: it was closing already."""
 
 
 class ProxyBackend(Backend):
@@ -81,8 +74,14 @@ class ProxyBackend(Backend):
         super().__init__(name, body_limit_bytes=body_limit_bytes)
         self.upstream = upstream
         address = parse_address(_address(upstream))
-        self._connections = Upstream(
-            address, connect_s=connect_s, connections=connections, queue=queue, idle_s=idle_s
+        self._connections = Connections(
+            address,
+            limit=connections,
+            queue=queue,
+            queue_wait_s=limits.QUEUE_WAIT_S,
+            connect_s=connect_s,
+            idle_s=idle_s,
+            name=str(address),
         )
         self._authority = (
             b"localhost"
@@ -135,7 +134,7 @@ class ProxyBackend(Backend):
                 try:
                     await self._exchange(request, kept, send, is_kept=True)
                     return
-                except _StaleConnection:
+                except StaleConnection:
                     pass
         await self._exchange(request, await self._connections.open(), send, is_kept=False)
 
@@ -177,7 +176,7 @@ class _Request:
     ) -> None:
         self.method = method
         #: It may be sent again if nothing came back.
-        self.is_repeatable = first is None and method in _IDEMPOTENT
+        self.is_repeatable = first is None and method in RESENDABLE_METHODS
         #: All of it is with the upstream's socket.
         self.is_sent = False
         #: Since when, by the loop's clock, it is the upstream's turn; `math.inf` while it
@@ -280,7 +279,7 @@ class _Response:
         """Relay the response to its end.
 
         Raises `BackendError` before the head was sent on, `Truncated` after it,
-        `_StaleConnection` if a kept connection turns out to be closed.
+        `StaleConnection` if a kept connection turns out to be closed.
         """
         send = self._send
         keeps_alive = False
@@ -346,7 +345,7 @@ class _Response:
             else:
                 break
         if not data and self._is_kept and not self._has_received:
-            raise _StaleConnection
+            raise StaleConnection
         self._has_received = True
         self._codec.receive_data(data)
 

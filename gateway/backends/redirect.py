@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from ...adapters.errors import BadRequest, answered
 from ...protocols.asgi import Fields, Receive, Scope, Send
-from ..target import path_below, quote_path, quote_query, whole_path
+from ...protocols.target import path_below, quote_path, quote_query, whole_path
 from .base import Backend
 
 #: Placeholder → what the request puts there.

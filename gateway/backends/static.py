@@ -25,10 +25,10 @@ from ...protocols.asgi import Fields, Receive, Scope, Send
 from ...protocols.conditional import evaluate, format_date, is_range_current
 from ...protocols.fields import is_field_value
 from ...protocols.ranges import parse_ranges
+from ...protocols.target import path_below, slash_location
 from .. import limits
 from ..beneath import RESOLVER, Resolver, Root, Symlinks, open_beneath
 from ..media_types import MediaTypes
-from ..target import path_below, quote_path, quote_query, whole_path
 from .base import Backend
 
 #: A file is read and sent in pieces of this size.
@@ -381,10 +381,6 @@ async def _answer_method(method: str, send: Send) -> None:
 
 
 async def _redirect_to_directory(scope: Scope, send: Send) -> None:
-    # A path alone, with one leading slash: no Host to trust, no other host to be.
-    location = quote_path(whole_path(scope)) + "/"
-    if scope["query_string"]:
-        location += "?" + quote_query(scope["query_string"])
-    headers: Fields = [(b"location", location.encode()), (b"content-length", b"0")]
+    headers: Fields = [(b"location", slash_location(scope)), (b"content-length", b"0")]
     await send({"type": "http.response.start", "status": 301, "headers": headers})
     await send({"type": "http.response.body", "body": b""})

@@ -13,223 +13,32 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
-import grp
 import itertools
 import logging
 import marshal
 import os
-import pwd
-import signal
 import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from ...adapters.errors import Unavailable
-from ...adapters.processes import ChildCommand, Stdio
-from .. import limits as default
+from ...adapters.processes import ChildCommand
 from . import helper
+from .child import SpawnedChild, Usage
+from .confinement import Confinement
 
 logger = logging.getLogger("tetrapylon.gateway.spawn")
 
 _READY_S = 10.0
-_START_S = 10.0
 _STOP_S = 6.0
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MOST_S = 5.0
 # A helper that lived this long did not die of how it was started.
 _HEALTHY_S = 30.0
 _REPLIES_AT_ONCE = 64
-_UMASK = 0o077
-
-#: The smallest limits under which the helper itself runs.
-LEAST_RLIMITS = {"as": 64 * default.MIB, "nofile": 16}
-RLIMITS: Mapping[str, int] = {
-    "cpu": int(default.CGI_CPU_S),
-    "as": default.CGI_ADDRESS_SPACE_BYTES,
-    "nofile": default.CGI_OPEN_FILES,
-    "nproc": default.CGI_PROCESSES,
-    "fsize": default.CGI_FILE_BYTES,
-    "core": default.CGI_CORE_BYTES,
-}
-
-
-class User(NamedTuple):
-    """Whom children run as; only root can choose."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
-
-    @classmethod
-    def find(cls, user: str, group: str | None = None) -> User:
-        """Look up names (or numbers as text).
-
-        Without ``group``, it is the user's own, with all supplementary groups;
-        with it, that group alone. Raises `LookupError`, with a message.
-        """
-        try:
-            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        except KeyError:
-            raise LookupError(f"no such user: {user!r}") from None
-        if group is None:
-            groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
-            return cls(entry.pw_uid, entry.pw_gid, tuple(groups))
-        try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
-        except KeyError:
-            raise LookupError(f"no such group: {group!r}") from None
-        return cls(entry.pw_uid, gid, (gid,))
-
-
-@dataclass(frozen=True)
-class Confinement:
-    """What a helper sets on itself, for all its children to inherit.
-
-    ``rlimits``: ``cpu`` in seconds, ``as``, ``fsize``, ``core`` in bytes,
-    ``nofile`` and ``nproc`` counts; what is missing, and 0 but for ``core``, is
-    left as it is. ``nproc`` counts all processes of a user, so it holds with a
-    ``user`` of its own only.
-
-    Raises `ValueError` for limits that are unknown or too small to start anything.
-    """
-
-    rlimits: tuple[tuple[str, int], ...] = tuple(RLIMITS.items())
-    umask: int = _UMASK
-    user: User | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.rlimits:
-            if name not in RLIMITS:
-                raise ValueError(f"no such limit: {name!r}; there are {', '.join(RLIMITS)}")
-            least = LEAST_RLIMITS.get(name, 0)
-            if value < 0 or 0 < value < least:
-                raise ValueError(f"limit {name!r} of {value} is less than {least}")
-
-    def message(self) -> dict[str, Any]:
-        """Return the helper's first message."""
-        message: dict[str, Any] = {
-            "op": "confine",
-            "umask": self.umask,
-            "rlimits": {
-                name: value
-                for name, value in self.rlimits
-                if (value or name == "core") and (name != "nproc" or self.user is not None)
-            },
-        }
-        if self.user is not None:
-            message |= {
-                "uid": self.user.uid,
-                "gid": self.user.gid,
-                "groups": list(self.user.groups),
-            }
-        return message
-
-
-class Usage(NamedTuple):
-    """What a child used, with the children that it waited for (getrusage(2))."""
-
-    user_s: float
-    system_s: float
-    max_resident_kib: int
-
-
-class SpawnedChild:
-    """A `Child`, from the moment that it was asked for.
-
-    ``exited`` is cancelled if it never ran. ``usage`` is there once it has a
-    result.
-    """
-
-    def __init__(self, id: int, command: ChildCommand, owner: _HelperProcess) -> None:
-        self.id = id
-        self.pid = 0
-        self.usage: Usage | None = None
-        loop = asyncio.get_running_loop()
-        self.exited: asyncio.Future[int] = loop.create_future()
-        self._started: asyncio.Future[None] = loop.create_future()
-        self._cwd = command.cwd
-        self._program = command.argv[0]
-        self._owner = owner
-        self._stdio = Stdio(command.stdin)
-        self.stdout = self._stdio.stdout
-        self.stderr = self._stdio.stderr
-        # Cleared when nothing is left to be ended.
-        self._is_endable = True
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        """The child's ends of its standard streams."""
-        return self._stdio.child
-
-    async def started(self) -> Self:
-        """Wait until its program runs.
-
-        Raises `OSError` for what the system said (see `Spawn`), and `Unavailable`
-        if there is nobody to ask; then, and if cancelled, nothing is left behind.
-        """
-        try:
-            async with asyncio.timeout(_START_S):
-                await self._started
-        except TimeoutError:
-            self._withdraw()
-            raise Unavailable(f"{self._program!r} has not started in {_START_S:g} s") from None
-        except BaseException:
-            self._withdraw()
-            raise
-        self._stdio.close_child_ends()
-        return self
-
-    def _withdraw(self) -> None:
-        self._owner.withdraw(self)
-        self.end(kill_after_s=0.0)
-        self._stdio.close()
-
-    def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
-        """End what is left of the child and its descendants; see `Child.end`."""
-        if self._is_endable and after_s != float("inf"):
-            self._owner.send(
-                {"op": "end", "id": self.id, "after_s": after_s, "kill_after_s": kill_after_s}
-            )
-
-    def on_started(self, pid: int) -> None:
-        """Take the helper's word."""
-        self.pid = pid
-        if not self._started.done():
-            self._started.set_result(None)
-
-    def on_failed(self, number: int, place: int) -> None:
-        """Take the helper's word that nothing was started."""
-        filename = self._cwd if place == helper.PLACE_CWD else self._program
-        self.on_lost(OSError(number, os.strerror(number), filename))
-
-    def on_exited(self, code: int, usage: Usage, has_descendants: bool) -> None:
-        """Take the helper's word that the child was reaped."""
-        self.usage = usage
-        self._is_endable = has_descendants
-        if not self.exited.done():
-            self.exited.set_result(code)
-
-    def on_lost(self, error: Exception) -> None:
-        """Nobody watches the child any more, if it ever ran; its group is killed."""
-        self._is_endable = False
-        if self.pid:
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except OSError:
-                pass
-            if not self.exited.done():
-                self.exited.set_result(-signal.SIGKILL)
-            return
-        self.exited.cancel()
-        if not self._started.done():
-            self._started.set_exception(error)
-            # Whoever waited may have been cancelled meanwhile.
-            self._started.exception()
 
 
 class _Packet(NamedTuple):

@@ -20,6 +20,7 @@ from urllib.parse import quote_from_bytes
 
 from ..asgi import Scope
 from ..fields import is_plain_name
+from ..target import strip_prefix, to_bytes
 
 # A client chooses its field names: the cache forgets all it learnt when it is full.
 _CACHE_NAMES = 512
@@ -118,18 +119,15 @@ def meta_variables(
 
     path: str = scope["path"]
     if script_name is None or path_info is None:
-        # ASGI: `root_path` is a part of `path`; under older frameworks it is not.
-        root_path: str = scope.get("root_path", "")
-        if root_path:
-            root_path = root_path.rstrip("/")
-            path_below = path.removeprefix(root_path)
-            if path_below[:1] not in ("", "/"):
-                path_below = path
+        prefix: str = scope.get("root_path", "")
+        if prefix:
+            prefix = prefix.rstrip("/")
+            below = strip_prefix(path, prefix)
         else:
             # RFC 9110 §4.2.3: an empty path is "/".
-            path_below = path or "/"
-        script = _latin1(root_path) if script_name is None else script_name.decode("latin-1")
-        info = _latin1(path_below) if path_info is None else path_info.decode("latin-1")
+            below = path or "/"
+        script = _latin1(prefix) if script_name is None else script_name.decode("latin-1")
+        info = _latin1(below) if path_info is None else path_info.decode("latin-1")
     else:
         script = script_name.decode("latin-1")
         info = path_info.decode("latin-1")
@@ -138,7 +136,7 @@ def meta_variables(
 
     raw_path: bytes | None = scope.get("raw_path")
     if raw_path is None:
-        raw_path = quote_from_bytes(path.encode("utf-8", "surrogateescape")).encode("ascii")
+        raw_path = quote_from_bytes(to_bytes(path)).encode("ascii")
     query = scope["query_string"].decode("latin-1")
     variables["QUERY_STRING"] = query
     target = raw_path.decode("latin-1")
@@ -182,7 +180,7 @@ def _latin1(path: str) -> str:
     """Return the path's bytes as a latin-1 string (PEP 3333, "Unicode Issues")."""
     if path.isascii():
         return path
-    return path.encode("utf-8", "surrogateescape").decode("latin-1")
+    return to_bytes(path).decode("latin-1")
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import hashlib
 import http.client
 import logging
@@ -41,7 +40,8 @@ from tetrapylon.adapters.errors import (
     Truncated,
 )
 from tetrapylon.adapters.processes import Child, ChildCommand, Spawn, spawn_process
-from tetrapylon.gateway.spawn.client import Confinement, Spawner
+from tetrapylon.gateway.spawn.client import Spawner
+from tetrapylon.gateway.spawn.confinement import Confinement
 
 DEADLINE_S = 20.0
 PYTHON = f"#!{sys.executable} -IS\n"
@@ -93,14 +93,6 @@ def scripts(tmp_path: Path) -> Path:
     folder = tmp_path / "cgi-bin"
     folder.mkdir()
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def first_loop() -> None:
-    """The first uvloop of a process opens descriptors that it keeps."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.to_thread(int))
-    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,6 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 
 from tetrapylon.adapters.errors import (
     BadGateway,
@@ -57,18 +56,6 @@ Run = Callable[[Coroutine[Any, Any, T]], T]
 
 HEAD = b"Content-Type: text/plain\r\n\r\n"
 END = encode_record(3, 1, bytes(8))
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run[Any]:
-    """Run a coroutine to its end, on both loops, and within bounds."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Coroutine[Any, Any, T]) -> T:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(asyncio.wait_for(main, 3 * WITHIN_S))
-
-    return run
 
 
 @pytest.fixture
@@ -1329,4 +1316,4 @@ def test_what_cannot_be_configured(options: dict[str, Any], message: str) -> Non
 
 def test_addresses() -> None:
     for text in ("unix:/run/a b.sock", "127.0.0.1:9000", "[::1]:9000", "php:9000"):
-        assert str(FastCgiToAsgi(text).address) == text
+        assert str(FastCgiToAsgi(text).connections.address) == text

@@ -47,6 +47,12 @@ def test_the_rest_over_the_limit_is_dropped() -> None:
     assert lines == ["one", "two", "th", "… (more than 10 bytes: the rest is dropped)"]
 
 
+def test_many_short_lines_are_too_many_where_there_is_a_limit() -> None:
+    lines = lines_of(b"x\n" * 5000, limit_bytes=9000)
+    assert lines == ["x"] * 1000 + ["… (more than 1000 lines: the rest is dropped)"]
+    assert len(lines_of(b"x\n" * 5000)) == 5000
+
+
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_whatever_comes_the_lines_are_printable(pieces: list[bytes]) -> None:
     lines = lines_of(*pieces)

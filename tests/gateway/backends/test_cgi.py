@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from tetrapylon.adapters.errors import (
     BackendError,
@@ -57,14 +55,6 @@ def own_children() -> set[str]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def first_loop() -> None:
-    """The first uvloop of a process opens descriptors that it keeps."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.to_thread(int))
-    gc.collect()
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(first_loop: None) -> Iterator[None]:
     children = own_children()
@@ -72,17 +62,6 @@ def nothing_is_left(first_loop: None) -> Iterator[None]:
     yield
     assert not own_children() - children
     assert len(os.listdir("/proc/self/fd")) <= fds
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(main, 2 * DEADLINE_S))
-
-    return run
 
 
 @pytest.fixture

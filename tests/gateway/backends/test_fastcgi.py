@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import uvloop
 
+from tetrapylon.adapters.errors import BadGateway
+from tetrapylon.gateway.backends import listening_processes
 from tetrapylon.gateway.backends.fastcgi import FastCgiBackend
 from tetrapylon.gateway.backends.listening_processes import SpawnFailure
 from tetrapylon.protocols.asgi import GATEWAY_EXTENSION, Message
@@ -27,18 +29,6 @@ FLUP = [sys.executable, str(Path(__file__).parents[2] / "adapters" / "flup_appli
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Run[Any]:
-    """Run a coroutine to its end, on both loops, and within bounds."""
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Coroutine[Any, Any, T]) -> T:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            return runner.run(asyncio.wait_for(main, 4 * WITHIN_S))
-
-    return run
 
 
 class Exchange:
@@ -123,7 +113,7 @@ def test_an_application_that_the_gateway_starts(run: Run[Any], tmp_path: Path) -
 def test_the_socket_is_private_and_goes_with_the_application(run: Run[Any]) -> None:
     async def main() -> None:
         async with spawned() as backend:
-            path = Path(str(backend._app.address).removeprefix("unix:"))
+            path = Path(str(backend._app.connections.address).removeprefix("unix:"))
             assert path.is_socket()
             assert path.stat().st_mode & 0o777 == 0o600
             assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -183,7 +173,30 @@ def test_a_killed_process_is_replaced(run: Run[Any], caplog: pytest.LogCaptureFi
             assert all(answer["pid"] not in first for answer in answers)
 
     run(main())
-    assert "app: was ended by SIGKILL; started again in 0.1 s" in caplog.messages
+    assert "app: was killed by SIGKILL; started again in 0.1 s" in caplog.messages
+
+
+@pytest.mark.parametrize("is_absent", [True, False])
+def test_without_a_descriptor_for_a_process(
+    run: Run[Any], monkeypatch: pytest.MonkeyPatch, is_absent: bool
+) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def main() -> None:
+        async with spawned() as backend:
+            (first,) = backend.pids
+            os.kill(first, signal.SIGKILL)
+            await until(lambda: backend.pids not in ([first], []))
+            (second,) = backend.pids
+            assert (await mirror(backend))["pid"] == second
+        assert is_gone(second)
+
+    if is_absent:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    else:
+        monkeypatch.setattr(os, "pidfd_open", refuse, raising=False)
+    run(main())
 
 
 def test_one_that_keeps_ending_is_started_less_and_less_often(
@@ -208,7 +221,7 @@ def test_one_that_keeps_ending_is_started_less_and_less_often(
     run(main())
     waits = [text.rpartition(" in ")[2] for text in caplog.messages if "started again" in text]
     assert waits[:4] == ["0.02 s", "0.04 s", "0.08 s", "0.16 s"]
-    assert "app: ended with exit code 7; started again in 0.04 s" in caplog.messages
+    assert "app: exited with 7; started again in 0.04 s" in caplog.messages
 
 
 def test_what_it_says_goes_to_the_log(
@@ -242,8 +255,8 @@ def test_what_it_says_goes_to_the_log(
             {},
             "No module named 'no_such_module'",
         ),
-        ([sys.executable, "-c", "raise SystemExit(3)"], {}, "ended with exit code 3 at its start"),
-        ([sys.executable, "-c", "import os; os.abort()"], {"processes": 2}, "ended by SIGABRT"),
+        ([sys.executable, "-c", "raise SystemExit(3)"], {}, "exited with 3 at its start"),
+        ([sys.executable, "-c", "import os; os.abort()"], {"processes": 2}, "killed by SIGABRT"),
     ],
 )
 def test_one_that_does_not_start_stops_the_start(
@@ -255,6 +268,21 @@ def test_one_that_does_not_start_stops_the_start(
                 pass
         assert message in str(caught.value)
         assert command[0] in str(caught.value)
+
+    run(main())
+
+
+def test_a_socket_that_cannot_be_reached_stops_the_start(
+    run: Run[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise BadGateway("cannot connect to unix:x: No such file or directory")
+
+    async def main() -> None:
+        monkeypatch.setattr(listening_processes, "connect", refuse)
+        with pytest.raises(SpawnFailure, match="cannot connect"):
+            async with spawned():
+                pass
 
     run(main())
 
@@ -335,9 +363,12 @@ def test_cancelling_the_start_leaves_nothing(run: Run[Any], tmp_path: Path) -> N
 
 
 def test_connections_by_default() -> None:
-    assert FastCgiBackend("a", address="a:1")._app._connections == 32
-    assert FastCgiBackend("a", spawn=["x"], processes=2)._app._connections == 32
-    assert FastCgiBackend("a", spawn=["x"], processes=2, keep_alive=True)._app._connections == 2
+    def limit(backend: FastCgiBackend) -> int:
+        return backend._app.connections._limit
+
+    assert limit(FastCgiBackend("a", address="a:1")) == 32
+    assert limit(FastCgiBackend("a", spawn=["x"], processes=2)) == 32
+    assert limit(FastCgiBackend("a", spawn=["x"], processes=2, keep_alive=True)) == 2
 
 
 def test_what_cannot_be_configured() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import os
 import resource
 import signal
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from tetrapylon.adapters.errors import Unavailable
 from tetrapylon.adapters.exchange import SpooledBody
 from tetrapylon.adapters.processes import ChildCommand, explain_failure
-from tetrapylon.gateway.spawn import client, helper
-from tetrapylon.gateway.spawn.client import Confinement, SpawnedChild, Spawner, User
+from tetrapylon.gateway.spawn import helper
+from tetrapylon.gateway.spawn.child import SpawnedChild
+from tetrapylon.gateway.spawn.client import Spawner
+from tetrapylon.gateway.spawn.confinement import Confinement, User
 
 pytestmark = pytest.mark.skipif(not Spawner.is_supported(), reason="Linux only")
 
@@ -68,14 +68,6 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def first_loop() -> None:
-    """The first uvloop of a process opens descriptors that it keeps."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.to_thread(int))
-    gc.collect()
-
-
 @pytest.fixture(autouse=True)
 def nothing_is_left(first_loop: None, tmp_path: Path) -> Iterator[None]:
     """No helper, no child of it and no descriptor remains."""
@@ -89,17 +81,6 @@ def nothing_is_left(first_loop: None, tmp_path: Path) -> Iterator[None]:
         time.sleep(0.01)
     assert not found
     assert len(os.listdir("/proc/self/fd")) <= fds
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-
-    def run(main: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(asyncio.wait_for(main, 2 * DEADLINE_S))
-
-    return run
 
 
 class Shop:
@@ -603,7 +584,7 @@ def test_without_a_subreaper(run: Any, tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_start_that_takes_too_long(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "_START_S", 0.1)
+    monkeypatch.setattr("tetrapylon.gateway.spawn.child._START_S", 0.1)
 
     async def main() -> None:
         async with shop(tmp_path) as it:
@@ -634,7 +615,8 @@ WORKER = """
 import asyncio, os, sys
 from tetrapylon.adapters.exchange import SpooledBody
 from tetrapylon.adapters.processes import ChildCommand
-from tetrapylon.gateway.spawn.client import Confinement, Spawner
+from tetrapylon.gateway.spawn.client import Spawner
+from tetrapylon.gateway.spawn.confinement import Confinement
 
 async def main():
     async with Spawner() as spawner:

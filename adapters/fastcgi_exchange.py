@@ -1,4 +1,4 @@
-"""One FastCGI connection to an application, and the exchange over it.
+"""One request and its answer over a FastCGI connection.
 
 FastCGI Specification 1.0, sections 5 and 6.1, from the web server's side.
 Request and answer run at the same time: an application may answer before it has
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import anyio
 
@@ -30,6 +30,7 @@ from ..protocols.fastcgi import (
     Stdout,
 )
 from .byte_stream import ByteStream
+from .connections import StaleConnection
 from .errors import (
     BackendError,
     BadGateway,
@@ -50,24 +51,23 @@ _STDIN_BYTES = 65528  # a full record without padding
 _STDERR_FATAL_BYTES = 1024 * 1024
 
 
-class StaleConnection(Exception):
-    """A kept connection ended before it answered anything: it was closing already."""
+class FastCgiExchange:
+    """A stream, and a codec for one request; the stream stays the caller's.
 
+    ``is_kept`` says that the stream has carried a request before; ``name`` is
+    whose application it is, for messages.
+    """
 
-class FastCgiConnection:
-    """A stream and its codec; ``name`` is the application's address, for messages."""
-
-    def __init__(self, stream: ByteStream, name: str) -> None:
+    def __init__(self, stream: ByteStream, name: str, *, is_kept: bool) -> None:
         self._stream = stream
         self._codec = Connection(Side.CLIENT)
         self._name = name
-        self._is_kept = False
+        self._is_kept = is_kept
         self._is_sent = False
-        self._idle_timer: asyncio.TimerHandle | None = None
-        #: The exchange ended well, and another one may follow.
+        #: The exchange ended well, and another one may follow on the stream.
         self.is_reusable = False
 
-    async def exchange(
+    async def run(
         self,
         params: Mapping[str, str],
         body: SpooledBody,
@@ -85,14 +85,13 @@ class FastCgiConnection:
         of output. Raises `BackendError` before the head was sent on, `Truncated`
         after, `StaleConnection` if a kept connection turns out to be closed.
         """
-        self.is_reusable = False
         request = self._encode(params, body, keep=keep)
         self._stream.expect(first_byte_s)
         feeder: asyncio.Task[None] | None = None
         try:
             rest = self._stream.send_some(request)
         except OSError:
-            self._is_sent = False  # it reads no more, but what it wrote may be its answer
+            pass  # it reads no more, but what it wrote may be its answer
         else:
             self._is_sent = not rest and body.file is None
             if not self._is_sent:
@@ -110,31 +109,6 @@ class FastCgiConnection:
                 feeder.cancel()
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([feeder])
-
-    def close(self) -> None:
-        """Close; an application that is still answering learns so that nobody waits."""
-        self._stop_resting()
-        self._stream.close()
-
-    # Keeping
-
-    def rest(self, idle_s: float, on_end: Callable[[FastCgiConnection], None]) -> None:
-        """Idle: ``on_end`` is called when the application closes, or after ``idle_s``."""
-        self._is_kept = True
-        self._stream.watch(lambda: on_end(self))
-        self._idle_timer = asyncio.get_running_loop().call_later(idle_s, on_end, self)
-
-    def wake(self) -> bool:
-        """End the rest; tell whether the connection still stands, as far as can be known."""
-        self._stop_resting()
-        return self._stream.is_quiet()
-
-    def _stop_resting(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-
-    # The exchange
 
     def _encode(self, params: Mapping[str, str], body: SpooledBody, *, keep: bool) -> bytes:
         """Return the request, with the body if it is in memory."""

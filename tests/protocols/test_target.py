@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tetrapylon.gateway.paths import normalise
-from tetrapylon.gateway.target import path_below, quote_path, quote_query, whole_path
+from tetrapylon.protocols.target import (
+    path_below,
+    quote_path,
+    quote_query,
+    slash_location,
+    whole_path,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +24,8 @@ from tetrapylon.gateway.target import path_below, quote_path, quote_query, whole
         ("/api/a", "/api", b"/a", b"/api/a"),
         ("/api/", "/api", b"/", b"/api/"),
         ("/api", "/api", b"", b"/api"),
+        # uvicorn's --root-path as people write it
+        ("/api/a", "/api/", b"/a", b"/api/a"),
         # stripped by an older framework
         ("/a", "/api", b"/a", b"/api/a"),
         ("/apis/a", "/api", b"/apis/a", b"/api/apis/a"),
@@ -31,6 +39,22 @@ def test_paths(path: str, root_path: str, below: bytes, whole: bytes) -> None:
     scope = {"path": path, "root_path": root_path}
     assert path_below(scope) == below
     assert whole_path(scope) == whole
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "query", "location"),
+    [
+        ("/a", "", b"", b"/a/"),
+        ("/a b", "/api", b"x=1&y=%20", b"/api/a%20b/?x=1&y=%20"),
+        ("//evil.example", "", b"", b"/evil.example/"),
+        ("/\\evil.example", "", b'"<>', b"/%5Cevil.example/?%22%3C%3E"),
+    ],
+)
+def test_the_location_of_a_directory(
+    path: str, root_path: str, query: bytes, location: bytes
+) -> None:
+    scope = {"path": path, "root_path": root_path, "query_string": query}
+    assert slash_location(scope) == location
 
 
 @given(st.binary(max_size=30).filter(lambda path: b"\0" not in path and b"\\" not in path))

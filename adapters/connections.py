@@ -1,4 +1,4 @@
-"""The connections to one upstream server: so many at a time, some kept for the next request."""
+"""The connections to one application: so many at a time, some kept for the next request."""
 
 from __future__ import annotations
 
@@ -6,32 +6,44 @@ import asyncio
 import math
 from functools import partial
 
-from ..adapters.byte_stream import ByteStream, TcpAddress, UnixAddress, connect
-from ..adapters.slots import Slots
-from . import limits
+from .byte_stream import ByteStream, TcpAddress, UnixAddress, connect
+from .slots import Slots
+
+#: What may be sent again, once, where a kept connection turns out to have been closing:
+#: nobody knows whether the application had begun. Anything else goes out on a fresh one.
+RESENDABLE_METHODS = frozenset(("GET", "HEAD"))
 
 
-class Upstream:
-    """Connections to ``address``; ``async with upstream.slots:`` is the right to one.
+class StaleConnection(Exception):
+    """A kept connection ended before a byte of an answer: it was closing already."""
 
-    ``connections`` is how many there are at most, kept ones included; ``queue``
-    how many requests wait for one. A connection is kept for ``idle_s`` seconds
-    (0: not at all) unless the server closes it first.
+
+class Connections:
+    """Connections to ``address``; ``async with connections.slots:`` is the right to one.
+
+    ``limit`` is how many there are at most, kept ones included; ``queue`` how many
+    requests wait for one, for ``queue_wait_s`` seconds. Connecting may take
+    ``connect_s`` seconds (0: for ever). A connection is kept for ``idle_s`` seconds
+    (0: not at all) unless the application closes it first. ``name`` says in
+    messages whose they are.
     """
 
     def __init__(
         self,
         address: TcpAddress | UnixAddress,
         *,
-        connect_s: float,
-        connections: int,
+        limit: int,
         queue: int,
+        queue_wait_s: float,
+        connect_s: float,
         idle_s: float,
+        name: str,
     ) -> None:
+        #: May be changed while no request is under way.
         self.address = address
-        self.slots = Slots(connections, queue=queue, wait_s=limits.QUEUE_WAIT_S, name=str(address))
+        self.slots = Slots(limit, queue=queue, wait_s=queue_wait_s, name=name)
+        self._limit = limit
         self._connect_s = connect_s or math.inf
-        self._connections = connections
         self._idle_s = idle_s
         # Oldest first, with the time by the loop's clock at which each is closed.
         self._kept: dict[ByteStream, float] = {}
@@ -39,7 +51,7 @@ class Upstream:
 
     async def open(self) -> ByteStream:
         """Connect; errors are those of `tetrapylon.adapters.byte_stream.connect`."""
-        if self._kept and self.slots.taken + len(self._kept) > self._connections:
+        if self._kept and self.slots.taken + len(self._kept) > self._limit:
             self._drop(next(iter(self._kept)))
         return await connect(self.address, timeout_s=self._connect_s)
 

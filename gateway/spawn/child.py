@@ -1,0 +1,128 @@
+"""A child that was asked of the helper, from that moment to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import signal
+from typing import Any, NamedTuple, Protocol, Self
+
+from ...adapters.errors import Unavailable
+from ...adapters.pipes import Stdio
+from ...adapters.processes import ChildCommand
+from . import helper
+
+_START_S = 10.0
+
+
+class Owner(Protocol):
+    """The helper that a child was asked of."""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send a message, now or when the helper takes it; never waits."""
+
+    def withdraw(self, child: SpawnedChild) -> None:
+        """Unsend what the helper has not been asked yet."""
+
+
+class Usage(NamedTuple):
+    """What a child used, with the children that it waited for (getrusage(2))."""
+
+    user_s: float
+    system_s: float
+    max_resident_kib: int
+
+
+class SpawnedChild:
+    """A `Child`, from the moment that it was asked for.
+
+    ``exited`` is cancelled if it never ran. ``usage`` is there once it has a
+    result.
+    """
+
+    def __init__(self, id: int, command: ChildCommand, owner: Owner) -> None:
+        self.id = id
+        self.pid = 0
+        self.usage: Usage | None = None
+        loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = loop.create_future()
+        self._started: asyncio.Future[None] = loop.create_future()
+        self._cwd = command.cwd
+        self._program = command.argv[0]
+        self._owner = owner
+        self._stdio = Stdio(command.stdin)
+        self.stdout = self._stdio.stdout
+        self.stderr = self._stdio.stderr
+        # Cleared when nothing is left to be ended.
+        self._is_endable = True
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The child's ends of its standard streams."""
+        return self._stdio.child
+
+    async def started(self) -> Self:
+        """Wait until its program runs.
+
+        Raises `OSError` for what the system said (see `Spawn`), and `Unavailable`
+        if there is nobody to ask; then, and if cancelled, nothing is left behind.
+        """
+        try:
+            async with asyncio.timeout(_START_S):
+                await self._started
+        except TimeoutError:
+            self._withdraw()
+            raise Unavailable(f"{self._program!r} has not started in {_START_S:g} s") from None
+        except BaseException:
+            self._withdraw()
+            raise
+        self._stdio.close_child_ends()
+        return self
+
+    def _withdraw(self) -> None:
+        self._owner.withdraw(self)
+        self.end(kill_after_s=0.0)
+        self._stdio.close()
+
+    def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
+        """End what is left of the child and its descendants; see `Child.end`."""
+        if self._is_endable and after_s != math.inf:
+            self._owner.send(
+                {"op": "end", "id": self.id, "after_s": after_s, "kill_after_s": kill_after_s}
+            )
+
+    def on_started(self, pid: int) -> None:
+        """Take the helper's word."""
+        self.pid = pid
+        if not self._started.done():
+            self._started.set_result(None)
+
+    def on_failed(self, number: int, place: int) -> None:
+        """Take the helper's word that nothing was started."""
+        filename = self._cwd if place == helper.PLACE_CWD else self._program
+        self.on_lost(OSError(number, os.strerror(number), filename))
+
+    def on_exited(self, code: int, usage: Usage, has_descendants: bool) -> None:
+        """Take the helper's word that the child was reaped."""
+        self.usage = usage
+        self._is_endable = has_descendants
+        if not self.exited.done():
+            self.exited.set_result(code)
+
+    def on_lost(self, error: Exception) -> None:
+        """Nobody watches the child any more, if it ever ran; its group is killed."""
+        self._is_endable = False
+        if self.pid:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except OSError:
+                pass
+            if not self.exited.done():
+                self.exited.set_result(-signal.SIGKILL)
+            return
+        self.exited.cancel()
+        if not self._started.done():
+            self._started.set_exception(error)
+            # Whoever waited may have been cancelled meanwhile.
+            self._started.exception()
