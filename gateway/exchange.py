@@ -96,7 +96,8 @@ class Exchange:
         self.request = request
         self.body_limit_bytes = service.limits.body
         self.is_body_complete = request.content_length == 0
-        #: When the request was complete, on the loop's clock.
+        #: When the application had the request, or as much of it as it takes at once; on
+        #: the loop's clock.
         self.complete_at = service.now
         self.keeps_alive = request.wants_keep_alive
         self._wants_continue = request.expects_continue
@@ -259,6 +260,8 @@ class Exchange:
         view = memoryview(body)
         for at in range(0, len(body), _SLICE_BYTES):
             await self._drain()
+            if self.is_complete:
+                raise ClientLeft("the connection was cut meanwhile")
             piece = bytes(view[at : at + _SLICE_BYTES])
             is_end = is_last and at + _SLICE_BYTES >= len(body)
             if self.is_started:
@@ -300,7 +303,12 @@ class Exchange:
         if (
             closes
             or service.is_stopping
-            or (not self.is_body_complete and total is not None and not self._is_drainable())
+            or (
+                not self.is_body_complete
+                # The application may read on while it streams, but asks for no body now.
+                and (total is not None or self._wants_continue)
+                and not self._is_drainable()
+            )
         ):
             self.keeps_alive = False
         if not self.keeps_alive:
@@ -402,12 +410,18 @@ class Exchange:
                 raise Truncated("the application returned in the middle of its response")
         except Exception as error:
             self._fail(error)
-        except (SystemExit, GeneratorExit) as error:
-            self._fail(InternalError(f"the application raised {error!r}"))
         except asyncio.CancelledError:
-            if not self.is_complete:
-                self.connection.abort()
-            raise
+            task = self.task
+            if task is None or not task.cancelling():
+                self._fail(InternalError("the application let a cancellation of its own out"))
+            else:
+                if not self.is_complete:
+                    self.connection.abort()
+                raise
+        except BaseException as error:
+            # SystemExit, KeyboardInterrupt, a group with a cancellation in it: whatever
+            # an application raises ends its request, and nothing else.
+            self._fail(InternalError(f"the application raised {error!r}"))
         finally:
             running.discard(self)
             if self.is_departed and not self.is_complete:
@@ -441,6 +455,9 @@ class Exchange:
         status, retry_after_s = exception_status(error)
         request_id = self.connection.service.next_request_id()
         self._log_failure(error, status, request_id)
+        if self.connection.transport.is_closing() and not self.is_complete:
+            # A write has failed; `connection_lost` is on its way.
+            self.depart()
         if self.is_complete or self.is_departed:
             return
         if self.is_started:

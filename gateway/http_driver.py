@@ -156,8 +156,9 @@ class HttpConnection(asyncio.Protocol):
             return False
         exchange = self.exchange
         if exchange is None or not exchange.is_body_complete:
-            self._refuse_fragment()
-            return False
+            # Whole requests may still wait for the client to take its answers.
+            self._read_events()
+            return not self.is_closing
         exchange.half_close()
         self.extend_half_close()
         return True
@@ -169,10 +170,10 @@ class HttpConnection(asyncio.Protocol):
         self._waits_for = _NOTHING
         self.is_write_paused = False
         exchange, self.exchange = self.exchange, None
-        if exchange is not None and not exchange.is_complete:
-            exchange.depart()
         self._wake_drain()
         self.service.forget(self)
+        if exchange is not None and not exchange.is_complete:
+            exchange.depart()
 
     def pause_writing(self) -> None:
         """The client does not keep up with the answer."""
@@ -185,6 +186,9 @@ class HttpConnection(asyncio.Protocol):
         self.is_write_paused = False
         self._send_deadline = _NEVER
         self._wake_drain()
+        if self.exchange is None and not self.is_closing:
+            self.resume_reading()
+            self._read_events()
 
     # Reading
 
@@ -196,6 +200,10 @@ class HttpConnection(asyncio.Protocol):
             if self._waits_for == _BODY:
                 self._waits_for = _NOTHING
                 self._deadline = _NEVER
+            exchange = self.exchange
+            if exchange is not None and not exchange.is_body_complete:
+                # The application has enough of the request to begin with.
+                exchange.complete_at = self.service.now
 
     def resume_reading(self) -> None:
         """Read on; the client's time to send its body begins anew."""
@@ -216,6 +224,12 @@ class HttpConnection(asyncio.Protocol):
         fresh: tuple[Exchange, Scope] | None = None
         try:
             while not self.is_closing:
+                if self.is_write_paused and self.exchange is None:
+                    # Else every pipelined request would add its answer to what a
+                    # client that does not read has us keep for it.
+                    if codec.buffered_bytes > self.service.limits.read_ahead:
+                        self.pause_reading()
+                    break
                 event = codec.next_event()
                 if event is NEED_DATA:
                     if codec.is_eof:
@@ -262,7 +276,9 @@ class HttpConnection(asyncio.Protocol):
         """The client's stream has ended; what is left of it is no whole request."""
         exchange = self.exchange
         if exchange is None:
-            if not self.codec.buffered_bytes:
+            codec = self.codec
+            # RFC 9112 §2.2: some clients put an empty line behind a request.
+            if codec.buffer[codec.at :] in (b"", b"\r\n"):
                 self.close()
                 return
         elif exchange.is_complete:
@@ -272,6 +288,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _open(self, request: Request) -> tuple[Exchange, Scope]:
         """Make the exchange and the scope of a request."""
+        exchange = self.exchange = Exchange(self, request)
         raw_path, _, query = request.target.partition(b"?")
         if NOT_PLAIN.search(raw_path) is None:
             path = raw_path.decode("ascii")
@@ -282,7 +299,6 @@ class HttpConnection(asyncio.Protocol):
                 keeps_encoded_slash=rules.keeps_encoded_slash,
                 merges_slashes=rules.merges_slashes,
             )
-        exchange = self.exchange = Exchange(self, request)
         self._requests_left -= 1
         if self._requests_left <= 0 or self.service.now >= self._closes_at:
             exchange.keeps_alive = False
@@ -304,8 +320,14 @@ class HttpConnection(asyncio.Protocol):
         return exchange, scope
 
     def _start(self, exchange: Exchange, scope: Scope) -> None:
-        # A name given is a name that needs not be made.
-        exchange.task = _start_task(exchange.run(scope), loop=self._loop, name="request")
+        # A name given is a name that needs not be made. The context is given because the
+        # one at hand may be that of the request before, with its user's secrets.
+        exchange.task = _start_task(
+            exchange.run(scope),
+            loop=self._loop,
+            name="request",
+            context=self.service.context.copy(),
+        )
 
     def exchange_answered(self, exchange: Exchange) -> None:
         """Go on after an answer: the next request, or the end."""
@@ -330,6 +352,10 @@ class HttpConnection(asyncio.Protocol):
                 self.resume_reading()
             if has_more or codec.is_eof:
                 self._read_events()
+            else:
+                # A connection may idle for long: it is not to keep its last request.
+                codec.buffer = b""
+                codec.at = 0
         elif has_more and not codec.is_eof:
             self.close_lingering()
         else:
@@ -460,6 +486,11 @@ class HttpConnection(asyncio.Protocol):
 
     def _wait_for_body(self, exchange: Exchange) -> None:
         """Watch that the body comes, and not drop by drop, from now on."""
+        if self._is_reading_paused:
+            # It is the application that does not take it: no fault of the client's.
+            self._waits_for = _NOTHING
+            self._deadline = _NEVER
+            return
         self._body_at = self.service.now
         self._body_bytes = exchange.received_bytes
         self._body_seen = exchange.received_bytes
@@ -503,7 +534,7 @@ class HttpConnection(asyncio.Protocol):
         if (
             exchange is not None
             and exchange.first_byte_s
-            and exchange.is_body_complete
+            and (exchange.is_body_complete or self._is_reading_paused)
             and not exchange.is_started
             and now - exchange.complete_at >= exchange.first_byte_s
         ):

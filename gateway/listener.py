@@ -50,8 +50,9 @@ def _open_tcp(endpoint: Endpoint, backlog: int) -> Iterable[socket.socket]:
     opened: list[socket.socket] = []
     port = endpoint.port
     for family, kind, protocol, _, address in dict.fromkeys(found):
-        sock = socket.socket(family, kind, protocol)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(family, kind, protocol)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 # Each family has a socket of its own: no address twice, none mapped.
@@ -59,8 +60,7 @@ def _open_tcp(endpoint: Endpoint, backlog: int) -> Iterable[socket.socket]:
             sock.bind((address[0], port, *address[2:]))
             sock.listen(backlog)
         except OSError as error:
-            sock.close()
-            for other in opened:
+            for other in (*opened, *((sock,) if sock is not None else ())):
                 other.close()
             raise BindFailure(_why_not(endpoint, error)) from None
         sock.setblocking(False)

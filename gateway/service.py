@@ -7,6 +7,7 @@ each: a request then costs no timer at all, and time is read twice a second.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import secrets
@@ -30,6 +31,8 @@ SWEEP_S = 0.5
 # A sweep this late means that the loop was blocked: what clients sent meanwhile
 # is still unread, so their time has not run.
 _STALL_S = 1.0
+# What was dropped is reported this often at the most.
+_REPORT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +102,16 @@ class Service:
         #: Exchanges whose application still runs: the loop itself holds tasks weakly.
         self.running: set[Exchange] = set()
         self.is_stopping = False
+        #: What each request's own context is copied from.
+        self.context = contextvars.Context()
         self.now = 0.0
         self.stamp = b""
         self._stamp_second = -1
+        #: Request fields left out for their names (``http.header_names``), of all
+        #: connections that have ended.
+        self.dropped_fields = 0
+        self._reported_fields = 0
+        self._report_at = 0.0
         self._id_prefix = secrets.token_hex(4)
         self._id_count = itertools.count(1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,6 +127,7 @@ class Service:
     def start(self) -> None:
         """Begin to sweep; to be called on the running loop."""
         self._loop = asyncio.get_running_loop()
+        self.context = contextvars.copy_context()
         self.now = self._loop.time()
         self._restamp()
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
@@ -131,6 +142,8 @@ class Service:
 
     def _sweep(self) -> None:
         loop = self.loop
+        # First of all: whatever fails below, time-outs are not to end with it.
+        self._timer = loop.call_later(SWEEP_S, self._sweep)
         now = loop.time()
         late_s = now - self.now - SWEEP_S
         self.now = now
@@ -145,11 +158,24 @@ class Service:
         else:
             for connection in tuple(self.connections):
                 connection.check_time(now)
-        self._timer = loop.call_later(SWEEP_S, self._sweep)
+        if self.dropped_fields != self._reported_fields and now >= self._report_at:
+            self._report_at = now + _REPORT_S
+            self._report_dropped()
+
+    def _report_dropped(self) -> None:
+        count = self.dropped_fields - self._reported_fields
+        self._reported_fields = self.dropped_fields
+        if count:
+            logger.warning(
+                "dropped %d request field%s whose name has more than letters, digits and '-'",
+                count,
+                "" if count == 1 else "s",
+            )
 
     def forget(self, connection: HttpConnection) -> None:
         """Take note that a connection is gone."""
         self.connections.discard(connection)
+        self.dropped_fields += connection.codec.dropped_fields
         if self._emptied is not None and not self.connections:
             self._emptied.set()
 
@@ -183,4 +209,5 @@ class Service:
                 await asyncio.wait(left, timeout=5.0)
         if self._timer is not None:
             self._timer.cancel()
+        self._report_dropped()
         return cut

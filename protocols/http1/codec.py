@@ -52,12 +52,14 @@ class ServerCodec:
         "_chunked",
         "_last_block",
         "_last_examined",
+        "_last_method",
         "_last_version",
         "_limits",
         "_remaining",
         "_searched",
         "at",
         "buffer",
+        "dropped_fields",
         "is_eof",
     )
 
@@ -72,8 +74,11 @@ class ServerCodec:
         self._remaining = -1
         self._chunked: ChunkedDecoder | None = None
         self._last_block = b""
+        self._last_method = ""
         self._last_version = ""
         self._last_examined: strictness.Examined | None = None
+        #: How many fields were left out for their names, of all requests so far.
+        self.dropped_fields = 0
         self.is_eof = False
 
     @property
@@ -144,7 +149,7 @@ class ServerCodec:
             end = buffer.find(b"\r\n\r\n", at)
         if end < 0:
             if at < len(buffer):
-                self._check_begun(buffer[at:])
+                self._check_begun(buffer, at)
             self._searched = len(buffer)
             return NEED_DATA
         line_end = buffer.find(b"\r\n", at)
@@ -153,8 +158,13 @@ class ServerCodec:
         method, target, version = strictness.request_line(buffer[at:line_end])
         # The CRLF before the first field tells a folded line there.
         block = buffer[line_end : end + 4]
-        # A kept connection repeats its fields more often than not.
-        if block == self._last_block and version == self._last_version:
+        # A kept connection repeats its fields more often than not. Engines do not know
+        # every method, which is to be answered alike at each time.
+        if (
+            block == self._last_block
+            and version == self._last_version
+            and method == self._last_method
+        ):
             examined = self._last_examined
             assert examined is not None, "a block goes with what it came to"
         else:
@@ -185,24 +195,34 @@ class ServerCodec:
         examined = strictness.examine(
             version, raw_fields, refuses_odd_names=limits.refuses_odd_names
         )
-        if len(block) <= _REMEMBERED_BYTES:
+        dropped = len(raw_fields) - len(examined.fields)
+        if dropped:
+            # Each of them counts: such a block is not remembered.
+            self.dropped_fields += dropped
+        elif len(block) <= _REMEMBERED_BYTES:
             self._last_block = block
+            self._last_method = method
             self._last_version = version
             self._last_examined = examined
         return examined
 
-    def _check_begun(self, begun: bytes) -> None:
+    def _check_begun(self, buffer: bytes, at: int) -> None:
         """Refuse a head that is not complete and can never be a good one."""
         limits = self._limits
-        line_end = begun.find(b"\r\n")
-        if (line_end if line_end >= 0 else len(begun)) > limits.request_line:
+        line_end = buffer.find(b"\r\n", at)
+        if (line_end if line_end >= 0 else len(buffer)) - at > limits.request_line:
             raise strictness.refuse("request line over its limit", 414)
-        if line_end >= 0 and len(begun) - line_end > limits.headers:
+        if line_end >= 0 and len(buffer) - line_end > limits.headers:
             raise strictness.refuse("request fields over their limit", 431)
-        strictness.check_head(begun)
+        # From where it was judged before, or a head that comes byte by byte would cost
+        # the square of its length. A line's end is judged whole.
+        start = max(self._searched - 1, at)
+        if start > at and buffer[start] == 0x0A:
+            start -= 1
+        strictness.check_head(buffer[start:])
         if line_end >= 0:
-            strictness.request_line(begun[:line_end])
-            if begun.count(b"\r\n") > limits.header_count + 1:
+            strictness.request_line(buffer[at:line_end])
+            if buffer.count(b"\n", at) > limits.header_count + 1:
                 raise strictness.refuse("too many request fields", 431)
 
     def _parse_fields(self, head: bytes, method: str) -> Fields:

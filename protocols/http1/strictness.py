@@ -220,13 +220,13 @@ def assemble(method: str, target: bytes, http_version: str, examined: Examined) 
     fields, host, length, wants_keep_alive, expects_continue = examined
     # A list of its own: the application may change it.
     fields = fields.copy()
-    if target[:1] != b"/":
-        target, host = _other_form(method, target, host, fields)
     if host is None:
-        # RFC 9112 §3.2
+        # RFC 9112 §3.2: whatever form the target has
         if http_version == "1.1":
             raise refuse("no Host field")
         host = b""
+    if target[:1] != b"/":
+        target, host = _other_form(method, target, host, fields)
     if method in _UNSERVED:
         raise refuse(f"method {method} is not served here", 405)
     # Request(…) costs twice as much, and this is made for every request.
@@ -236,9 +236,7 @@ def assemble(method: str, target: bytes, http_version: str, examined: Examined) 
     )
 
 
-def _other_form(
-    method: str, target: bytes, host: bytes | None, fields: Fields
-) -> tuple[bytes, bytes | None]:
+def _other_form(method: str, target: bytes, host: bytes, fields: Fields) -> tuple[bytes, bytes]:
     """Resolve a target in absolute or asterisk form (RFC 9112 section 3.2)."""
     if target == b"*":
         if method != "OPTIONS":

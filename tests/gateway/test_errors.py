@@ -134,7 +134,6 @@ def test_any_accept_field_gets_an_answer(accept) -> None:
         (adapters.BadRequest("x"), 400, None),
         (adapters.Forbidden("x"), 403, None),
         (adapters.NotFound("x"), 404, None),
-        (adapters.MethodNotAllowed("x"), 405, None),
         (adapters.ContentTooLarge("x"), 413, None),
         (adapters.FieldsTooLarge("x"), 431, None),
         (adapters.InternalError("x"), 500, None),

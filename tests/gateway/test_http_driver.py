@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import socket
 import struct
@@ -828,3 +829,241 @@ def test_blocked_loop_costs_no_client_its_time(gate: Open, caplog: Any) -> None:
         other.sendall(GET)
         assert read_until(other, b"hello /").startswith(b"HTTP/1.1 200")
     wait_until(lambda: "event loop was blocked" in caplog.text)
+
+
+@pytest.mark.parametrize("closes_its_side", [False, True])
+def test_pipeline_waits_for_a_client_that_does_not_read(  # A11, B7
+    gate: Open, closes_its_side: bool
+) -> None:
+    answered = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal answered
+        answered += 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100_000})
+
+    opened = gate(app)
+    with opened.connect() as client:
+        client.sendall(GET * 200)
+        if closes_its_side:
+            client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: bool(opened.service.connections))
+        [connection] = opened.service.connections
+        wait_until(lambda: connection.is_write_paused)
+        wait_until(lambda: connection.codec.is_eof == closes_its_side)
+        # Several turns of the loop, in which more would have been taken.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), opened.loop).result(5)
+        assert connection.transport.get_write_buffer_size() <= opened.service.limits.send_buffer
+        assert answered < 200
+        if not closes_its_side:
+            client.shutdown(socket.SHUT_WR)
+        answer = read_all(client)
+    assert answered == 200
+    assert statuses(answer) == [200] * 200
+
+
+def test_pipelining_client_that_never_reads_is_cut(gate: Open) -> None:  # B7
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 100_000})
+
+    opened = gate(app, timeouts=Timeouts(send_idle=1.0))
+    with opened.connect() as client:
+        client.sendall(GET * 200)
+        wait_until(lambda: any(each.is_write_paused for each in opened.service.connections))
+        wait_until(lambda: not opened.service.connections)
+
+
+@pytest.mark.parametrize("way", ["pipelined", "read in pieces"])
+def test_each_request_has_a_context_of_its_own(gate: Open, way: str) -> None:
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(user.get())
+        user.set("somebody")
+        await asyncio.sleep(0)
+        await read_body(receive)
+        await hello(scope, receive, send)
+
+    with gate(app).connect() as client:
+        if way == "pipelined":
+            client.sendall(GET * 2)
+        else:
+            # Reading is paused, and resumed from within the application.
+            client.sendall(
+                b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + b"x" * 900_000
+            )
+            read_until(client, b"hello /")
+            client.sendall(GET)
+        wait_until(lambda: len(seen) == 2)
+    assert seen == ["nobody", "nobody"]
+
+
+def test_application_that_reads_late_is_not_the_clients_fault(gate: Open) -> None:  # B6
+    opens = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await opens.wait()
+        await echo(scope, receive, send)
+
+    opened = gate(app, timeouts=Timeouts(body_idle=0.5))
+    content = b"x" * 200_000
+    with opened.connect() as client:
+        # The first read brings more than is buffered, and not the end.
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+            b"Content-Length: 200001\r\n\r\n" + content
+        )
+        wait_until(lambda: bool(opened.service.running))
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(1.8), opened.loop).result(5)
+        opened.loop.call_soon_threadsafe(opens.set)
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"y")
+        answer = read_all(client)
+    assert statuses(answer) == [200]
+    assert answer.endswith(content + b"y")
+
+
+def test_first_byte_time_holds_for_a_body_that_is_not_read(gate: Open) -> None:  # G4
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"]["tetrapylon"].first_byte_s = 0.5
+        await asyncio.sleep(60)
+
+    with gate(app).connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 200_000
+        )
+        assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 504 ")
+
+
+class Whatever(BaseException):
+    """Not an Exception."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Whatever("x"),
+        KeyboardInterrupt(),
+        SystemExit(1),
+        BaseExceptionGroup("x", [asyncio.CancelledError()]),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_is_raised_becomes_an_answer(  # G4
+    gate: Open, error: BaseException
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/":
+            raise error
+        await hello(scope, receive, send)
+
+    opened = gate(app)
+    with opened.connect() as client:
+        client.sendall(GET + GET.replace(b"/ ", b"/two "))
+        assert statuses(read_until(client, b"hello /two")) == [500, 200]
+
+
+def test_expect_continue_answered_by_a_stream_closes(gate: Open) -> None:  # A12
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for more_body in (True, False):
+            await send({"type": "http.response.body", "body": b"a", "more_body": more_body})
+
+    # What follows may be the body, or the next request of a client that sends none.
+    answer = gate(app).ask(
+        b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 27\r\n\r\n"
+    )
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+    assert answer.endswith(b"0\r\n\r\n")
+
+
+def test_connection_cut_within_a_large_piece(gate: Open, caplog: Any) -> None:
+    lines: list[int] = []
+
+    class Log:
+        def record(self, *, status: int, **_: object) -> None:
+            lines.append(status)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 20_000_000})
+
+    opened = gate(app, limits=ConnectionLimits(body=100))
+    opened.service.access_log = Log()  # type: ignore[assignment]
+    with opened.connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n"
+        )
+        wait_until(lambda: bool(opened.service.connections))
+        [connection] = opened.service.connections
+        wait_until(lambda: connection.is_write_paused)
+        client.sendall(b"80\r\n" + b"x" * 128 + b"\r\n")
+        wait_until(lambda: connection.is_closing)
+        answer = read_all(client)
+    wait_until(lambda: not opened.service.running)
+    assert len(answer) < 20_000_000
+    assert lines == [200]
+    # That nobody takes the rest is no failure of the application's.
+    assert "the application" not in caplog.text
+
+
+def test_refused_path_is_answered_as_its_request_asks(gate: Open) -> None:
+    lines: list[Any] = []
+
+    class Log:
+        def record(self, *, request: Any, status: int, **_: object) -> None:
+            lines.append((request.method, request.target, status))
+
+    opened = gate(hello)
+    opened.service.access_log = Log()  # type: ignore[assignment]
+    answer = opened.ask(b"HEAD /%zz HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head
+    assert body == b""
+    assert lines == [("HEAD", b"/%zz", 400)]
+
+
+def test_empty_line_behind_the_last_request(gate: Open) -> None:
+    with gate(hello).connect() as client:
+        client.sendall(GET + b"\r\n")
+        client.shutdown(socket.SHUT_WR)
+        assert statuses(read_all(client)) == [200]
+
+
+def test_idle_connection_keeps_nothing_of_its_requests(gate: Open) -> None:  # B8
+    opened = gate(echo)
+    with opened.connect() as client:
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 60001\r\n\r\n" + b"x" * 60_000 + b"y"
+        )
+        read_until(client, b"xy")
+        [connection] = opened.service.connections
+        wait_until(lambda: not opened.service.running)
+        assert len(connection.codec.buffer) == 0
+        client.sendall(GET)
+        assert read_until(client, b"content-length: 0").startswith(b"HTTP/1.1 200 ")
+
+
+def test_failing_departure_does_not_keep_the_connection(gate: Open, caplog: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        def fail() -> None:
+            raise RuntimeError("departure")
+
+        scope["extensions"]["tetrapylon"].on_departure = fail
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    opened = gate(app)
+    with opened.connect() as client:
+        client.sendall(GET)
+        wait_until(lambda: bool(opened.service.running))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: not opened.service.connections)
+    wait_until(lambda: "departure" in caplog.text)

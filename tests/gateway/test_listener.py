@@ -86,3 +86,11 @@ def test_file_is_left_alone(tmp_path: Path) -> None:
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(BindFailure, match="folder does not exist"):
         open_sockets([Endpoint("", 0, str(tmp_path / "none" / "x.sock"))], backlog=8)
+
+
+def test_family_that_the_machine_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As ::1 of "localhost" where IPv6 is switched off.
+    found = (250, socket.SOCK_STREAM, 0, "", ("::1", 0))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [found])
+    with pytest.raises(BindFailure, match="cannot listen on"):
+        open_sockets([Endpoint("localhost", 0)], backlog=1)

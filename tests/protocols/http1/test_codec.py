@@ -20,6 +20,7 @@ from tetrapylon.protocols.http1 import (
     Request,
     ServerCodec,
     engine,
+    strictness,
 )
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.http"))
@@ -187,3 +188,34 @@ def test_mutations_are_judged_alike(at: int, cut: int, junk: bytes) -> None:
 def test_engine_by_name() -> None:
     assert engine("auto").__name__ == "HttptoolsCodec"
     assert engine("h11").__name__ == "H11Codec"
+
+
+def test_remembered_fields_say_nothing_of_another_method() -> None:
+    codec = engine("httptools")()
+    codec.receive_data(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nBREW / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert isinstance(codec.next_event(), Request)
+    with pytest.raises(RemoteProtocolError) as caught:
+        codec.next_event()
+    assert caught.value.status_hint == 501
+
+
+def test_head_that_comes_byte_by_byte_is_judged_once(  # B4
+    codec_class: type[ServerCodec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = 0
+    check_head = strictness.check_head
+
+    def count(head: bytes) -> None:
+        nonlocal judged
+        judged += len(head)
+        check_head(head)
+
+    monkeypatch.setattr(strictness, "check_head", count)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 90 + b"\r\n"
+    codec = codec_class()
+    for at in range(len(head) - 1):
+        codec.receive_data(head[at : at + 1])
+        assert codec.next_event() is NEED_DATA
+    assert judged < 4 * len(head)
+    codec.receive_data(head[-1:])
+    assert isinstance(codec.next_event(), Request)

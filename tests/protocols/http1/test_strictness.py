@@ -127,6 +127,7 @@ def test_malformed_fields(status_of: StatusOf, data: bytes) -> None:  # A6
         b"GET http:/// HTTP/1.1\r\nHost: b\r\n\r\n",
         b"GET ftp://b/ HTTP/1.1\r\nHost: b\r\n\r\n",
         b"GET b HTTP/1.1\r\nHost: b\r\n\r\n",
+        b"GET http://b/ HTTP/1.1\r\n\r\n",
     ],
 )
 def test_malformed_host(status_of: StatusOf, data: bytes) -> None:  # A7
