@@ -27,8 +27,7 @@ _PLAIN, _HTML, _JSON, _PROBLEM = (
 )
 # In the order of our own preference: `*/*` comes from tools, which read text.
 _MEDIA_TYPES = (_PLAIN, _HTML, _JSON, _PROBLEM)
-# A longer Accept field is parsed each time rather than kept.
-_CACHED_ACCEPT_BYTES = 512
+_ACCEPT_BYTES = 1024
 
 _EXPLANATIONS = {
     400: "The server could not make sense of the request.",
@@ -100,10 +99,11 @@ def error_response(
     """
     if accept is None:
         media_type = _PLAIN
-    elif len(accept) <= _CACHED_ACCEPT_BYTES:
+    elif len(accept) <= _ACCEPT_BYTES:
         media_type = _choose_cached(accept)
     else:
-        media_type = choose_media_type(accept)
+        # To weigh 32 KiB of it would cost more than any page is worth.
+        media_type = _PLAIN
     write = _write if request_id else _write_cached
     body = write(status, media_type, request_id)
     charset = b"" if media_type.endswith("json") else b"; charset=utf-8"

@@ -176,8 +176,8 @@ class Exchange:
                     self._body = []
                     self._body_buffered = 0
                     self._is_body_taken = self.is_body_complete
-                    if not self.is_body_complete:
-                        self.connection.resume_reading()
+                    # Behind the body's end too: who does not read sees no departure.
+                    self.connection.read_ahead()
                     return {
                         "type": "http.request",
                         "body": body,

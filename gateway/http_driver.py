@@ -128,6 +128,10 @@ class HttpConnection(asyncio.Protocol):
             self._address = (_plain_address(peer[0]), peer[1])
         if isinstance(here, tuple):
             self._server_address = (_plain_address(here[0]), here[1])
+            sock = transport.get_extra_info("socket")
+            if sock is not None:
+                # The system asks after clients that are silent and may be gone.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         else:
             path = here.decode(errors="replace") if isinstance(here, bytes) else here
             self._server_address = (path or "unix", None)
@@ -213,6 +217,11 @@ class HttpConnection(asyncio.Protocol):
             if exchange is not None and not exchange.is_body_complete:
                 self._wait_for_body(exchange)
             self.transport.resume_reading()
+
+    def read_ahead(self) -> None:
+        """Read on unless the client has pipelined as much as it may."""
+        if self._is_reading_paused and self.codec.buffered_bytes <= self.service.limits.read_ahead:
+            self.resume_reading()
 
     def _read_events(self) -> None:
         """Take all that the bytes at hand hold, then start the application."""
@@ -572,24 +581,30 @@ class HttpConnection(asyncio.Protocol):
         return has_stopped
 
     def _check_body(self, now: float) -> None:
-        """Refuse a body that has stopped, or that comes more slowly than the least rate."""
+        """Refuse a body that has stopped, or that comes more slowly than the least rate.
+
+        The window slides by its half: a burst buys no time beyond it.
+        """
         exchange = self.exchange
-        timeouts, limits = self.service.timeouts, self.service.limits
         if exchange is None:
             return
-        received = exchange.received_bytes - self._body_bytes
+        window_s = self.service.timeouts.body_idle
         elapsed = now - self._body_at
-        is_too_slow = elapsed >= timeouts.body_idle and received < limits.body_rate * elapsed
-        has_stopped = elapsed >= timeouts.body_idle and exchange.received_bytes == self._body_seen
-        if not is_too_slow and not has_stopped:
-            self._body_seen = exchange.received_bytes
-            self._deadline = self._after(timeouts.body_idle / 2)
-            return
-        if exchange.is_complete:
-            self.close_lingering()
-            return
-        exchange.reject(RequestTimeout(f"{received} bytes of the body came within {elapsed:.0f} s"))
-        exchange.depart()
+        if elapsed >= window_s:
+            received = exchange.received_bytes - self._body_bytes
+            if not received or received < self.service.limits.body_rate * elapsed:
+                if exchange.is_complete:
+                    self.close_lingering()
+                    return
+                exchange.reject(
+                    RequestTimeout(f"{received} bytes of the body came within {elapsed:.0f} s")
+                )
+                exchange.depart()
+                return
+            self._body_at = now - window_s / 2
+            self._body_bytes = self._body_seen
+        self._body_seen = exchange.received_bytes
+        self._deadline = self._after(window_s / 2)
 
     @property
     def client_address(self) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..adapters.errors import InternalError, LocalRedirect, NotFound
+from ..adapters.errors import BadGateway, InternalError, LocalRedirect, NotFound
 from ..protocols.asgi import GATEWAY_EXTENSION, Receive, Scope, Send
+from ..protocols.errors import RemoteProtocolError
 from .backends.base import Backend
 from .exchange import Exchange
 from .paths import normalise
@@ -144,11 +145,16 @@ class Router:
 
     def _redirected(self, scope: Scope, target: bytes) -> Scope:
         raw_path, _, query = target.partition(b"?")
-        path = normalise(
-            raw_path,
-            keeps_encoded_slash=self._keeps_encoded_slash,
-            merges_slashes=self._merges_slashes,
-        )
+        try:
+            path = normalise(
+                raw_path,
+                keeps_encoded_slash=self._keeps_encoded_slash,
+                merges_slashes=self._merges_slashes,
+            )
+        except RemoteProtocolError as error:
+            raise BadGateway(f"local redirect: {error}") from None
+        exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
+        exchange.complete_at = exchange.connection.service.now
         return {
             **scope,
             "method": "HEAD" if scope["method"] == "HEAD" else "GET",

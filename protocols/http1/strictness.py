@@ -160,6 +160,7 @@ def examine(http_version: str, raw_fields: Fields, *, refuses_odd_names: bool = 
     coding: bytes | None = None
     has_content_type = False
     wants_keep_alive = http_version == "1.1"
+    closes = False
     expects_continue = False
     roles = _roles
     for name, value in raw_fields:
@@ -180,7 +181,8 @@ def examine(http_version: str, raw_fields: Fields, *, refuses_odd_names: bool = 
                     words = [word.strip(b" \t") for word in options.split(b",")]
                     if b"close" in words:
                         wants_keep_alive = False
-                    elif b"keep-alive" in words and http_version == "1.0":
+                        closes = True
+                    elif b"keep-alive" in words and not closes:
                         wants_keep_alive = True
             elif code == _LENGTH:
                 if length is not None:

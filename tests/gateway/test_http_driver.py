@@ -715,8 +715,8 @@ def test_idle_connection_is_closed(gate: Open) -> None:
         assert statuses(read_all(client)) == [200]
 
 
-@pytest.mark.parametrize("drips", [False, True])
-def test_slow_body(gate: Open, drips: bool) -> None:  # B6
+@pytest.mark.parametrize(("burst", "drips"), [(0, False), (0, True), (4000, True)])
+def test_slow_body(gate: Open, burst: int, drips: bool) -> None:  # B6
     ended: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -728,7 +728,8 @@ def test_slow_body(gate: Open, drips: bool) -> None:  # B6
 
     opened = gate(app, timeouts=FAST)
     with opened.connect() as client:
-        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n")
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n"
+        client.sendall(head + b"x" * burst)
         client.settimeout(0.1)
         answer = b""
         for _ in range(80):

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 
-from tetrapylon.adapters.errors import ContentTooLarge, InternalError, LocalRedirect, NotFound
+from tetrapylon.adapters.errors import (
+    BadGateway,
+    ContentTooLarge,
+    InternalError,
+    LocalRedirect,
+    NotFound,
+)
 from tetrapylon.gateway.backends.base import Backend
 from tetrapylon.gateway.router import Route, Router
 from tetrapylon.protocols.asgi import Receive, Scope, Send
-from tetrapylon.protocols.errors import RemoteProtocolError
 
 
 class Recorder(Backend):
@@ -42,6 +47,10 @@ class Exchange:
         self.request = self
         self.content_length = content_length
         self.body_limit_bytes = 100
+        self.connection = self
+        self.service = self
+        self.now = 5.0
+        self.complete_at = 0.0
         self.backend = "-"
 
     def limit_body(self, limit_bytes: int) -> None:
@@ -176,6 +185,7 @@ def test_local_redirect_enters_the_router_again() -> None:  # CGI-6.2.2
     assert scope["headers"] == [(b"host", b"example.org"), (b"x-kept", b"1")]
     assert pages.bodies == [b""]
     assert exchange.backend == "pages"
+    assert exchange.complete_at == 5.0
 
 
 def test_local_redirect_to_itself_ends() -> None:  # E4
@@ -187,5 +197,5 @@ def test_local_redirect_to_itself_ends() -> None:  # E4
 
 def test_local_redirect_out_of_the_root_is_refused() -> None:
     script = Recorder("script", local_redirects=10, targets=[b"/../etc"])
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(BadGateway):
         ask(Router([Route("/", script)]), scope_of("/"))

@@ -216,6 +216,8 @@ def test_two_content_types(status_of: StatusOf) -> None:
         (b"GET / HTTP/1.0\r\n", False),
         (b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n", True),
         (b"GET / HTTP/1.0\r\nConnection: keep-alive, close\r\n", False),
+        (b"GET / HTTP/1.0\r\nConnection: close\r\nConnection: keep-alive\r\n", False),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\nConnection: close\r\n", False),
     ],
 )
 def test_keep_alive(only_request: Callable[[bytes], Request], head: bytes, is_kept: bool) -> None:
