@@ -86,11 +86,6 @@ class ServerCodec:
         """Bytes received and not yet given out as events."""
         return len(self.buffer) - self.at
 
-    @property
-    def is_in_message(self) -> bool:
-        """A body's end is still to come."""
-        return self._remaining >= 0 or self._chunked is not None
-
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the client; ``b""`` means end of stream."""
         if not data:
