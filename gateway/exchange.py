@@ -321,19 +321,23 @@ class Exchange:
             stamp = b"" if has_date else date + b"\r\n"
             if not has_server:
                 stamp += server + b"\r\n"
-        head = (STATUS_LINES[status], lines, stamp, framing, b"\r\n")
-        if total == len(body) == length or (total == len(body) and length is None):
+        size = len(body)
+        if total == size and (length is None or length == size):
             # The whole of it, as most answers are.
             if self._is_head_only:
                 body = b""
+                size = 0
             self._expected = None
-            self.sent_bytes = len(body)
-            connection.transport.write(b"".join((*head, body)))
+            self.sent_bytes = size
+            connection.transport.write(
+                b"".join((STATUS_LINES[status], lines, stamp, framing, b"\r\n", body))
+            )
             if self.is_half_closed:
                 connection.extend_half_close()
             self._complete()
         else:
-            self._write_piece(body, is_last, b"".join(head))
+            head = b"".join((STATUS_LINES[status], lines, stamp, framing, b"\r\n"))
+            self._write_piece(body, is_last, head)
 
     def _write_piece(self, body: bytes, is_last: bool, head: bytes = b"") -> None:
         """Write a piece of the body, behind the head if there is one."""

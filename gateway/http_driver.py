@@ -273,7 +273,7 @@ class HttpConnection(asyncio.Protocol):
                 elif exchange.is_complete:
                     self.exchange_answered(exchange)
                 if self.exchange is not None:
-                    if codec.buffered_bytes > self.service.limits.read_ahead:
+                    if len(codec.buffer) - codec.at > self.service.limits.read_ahead:
                         self.pause_reading()
                     break
         except RemoteProtocolError as error:

@@ -84,7 +84,8 @@ class Router:
 
     def _enter(self, scope: Scope) -> Backend:
         """Choose the backend and put down in the scope what follows from that."""
-        route = self.find(scope)
+        # Paths come again; those that do not are forgotten together.
+        route = self._found.get(scope["path"]) or self.find(scope)
         if route.mount:
             scope["root_path"] = route.path.rstrip("/")
         exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
@@ -94,12 +95,7 @@ class Router:
     def find(self, scope: Scope) -> Route:
         """Return the route of a request; raise `NotFound` if there is none."""
         path: str = scope["path"]
-        if not self._has_hosts:
-            # Paths come again; those that do not are forgotten together.
-            route = self._found.get(path)
-            if route is not None:
-                return route
-        else:
+        if self._has_hosts:
             host = _host_name(scope)
             route = _longest(self._hosts.get(host), path)
             if route is None and self._wildcards:
