@@ -128,10 +128,15 @@ class Exchange:
             return
         self._body.append(data)
         self._body_buffered += size
-        if self._body_buffered > self.connection.service.limits.body_buffer:
+        if self.room_bytes <= 0:
             self.connection.pause_reading()
         if self._waiters is not None:
             self._wake()
+
+    @property
+    def room_bytes(self) -> int:
+        """How much more of the body may be read ahead of the application."""
+        return self.connection.service.limits.body_buffer - self._body_buffered
 
     def end_of_body(self) -> None:
         """Take note that the request is complete."""

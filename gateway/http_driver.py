@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 _NEVER = math.inf
+_LEAST_READ_BYTES = 4 * 1024
 # What a connection waits for; decides what a passed deadline means.
 _NOTHING, _FIRST_BYTE, _HEADER, _BODY, _KEEP_ALIVE, _HALF_CLOSE, _LINGER = range(7)
 # What loop.create_task does, without its detours; where it can, an application that
@@ -59,7 +60,7 @@ class RequestTimeout(BackendError):
     status = 408
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """One client's connection, HTTP/1.1."""
 
     __slots__ = (
@@ -73,6 +74,7 @@ class HttpConnection(asyncio.Protocol):
         "_is_reading",
         "_is_reading_paused",
         "_loop",
+        "_read_buffer",
         "_requests_left",
         "_send_deadline",
         "_server_address",
@@ -92,6 +94,7 @@ class HttpConnection(asyncio.Protocol):
     def __init__(self, service: Service) -> None:
         self.service = service
         self._loop = service.loop
+        self._read_buffer = service.read_buffer
         self.codec = service.codec_class(service.settings.http1)
         self.exchange: Exchange | None = None
         #: No further request is taken.
@@ -140,6 +143,21 @@ class HttpConnection(asyncio.Protocol):
         self._wait_for(_FIRST_BYTE, service.timeouts.first_byte)
         if service.is_stopping:
             self.stop_when_idle()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Say where to read to, and so how much: never more than a body has room for.
+
+        One buffer serves all connections: a loop fills it and calls
+        `buffer_updated` without going elsewhere in between.
+        """
+        exchange = self.exchange
+        if exchange is None or exchange.is_body_complete:
+            return self._read_buffer
+        return self._read_buffer[: max(exchange.room_bytes, _LEAST_READ_BYTES)]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what was read."""
+        self.data_received(bytes(self._read_buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Take bytes from the client."""

@@ -33,6 +33,8 @@ SWEEP_S = 0.5
 _STALL_S = 1.0
 # What was dropped is reported this often at the most.
 _REPORT_S = 60.0
+# As much as a read takes at the most, however much more may be kept.
+_READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Service:
         #: Exchanges whose application still runs: the loop itself holds tasks weakly.
         self.running: set[Exchange] = set()
         self.is_stopping = False
+        #: What every connection reads into, one after the other.
+        self.read_buffer = memoryview(bytearray(min(self.limits.body_buffer, _READ_BYTES)))
         #: What each request's own context is copied from.
         self.context = contextvars.Context()
         self.now = 0.0
