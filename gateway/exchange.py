@@ -27,7 +27,7 @@ from ..protocols.asgi import Message, Scope
 from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from ..protocols.http1 import Request
 from ..protocols.http1.events import CHUNKED
-from ..protocols.http1.response import STATUS_LINES, ResponseFields, examine
+from ..protocols.http1.response import STATUS_LINES, ResponseFields, examine, without_length
 from .errors import error_response, exception_status
 
 if TYPE_CHECKING:
@@ -222,9 +222,10 @@ class Exchange:
             if not isinstance(status, int) or not 200 <= status <= 999:
                 raise LocalProtocolError(f"http.response.start with status {status!r}")
             fields = examine(message.get("headers", ()))
-            if fields[5] is not None:
+            unusual = fields[2]
+            if unusual is not None and unusual.sendfile is not None:
                 # No root is configured from which a backend may have files sent.
-                raise BadGateway(f"the backend asked for the file {fields[5]!r} to be sent")
+                raise BadGateway(f"the backend wants the file {unusual.sendfile!r} to be sent")
             self._fields = fields
             self._status = status
         elif kind == "http.response.body":
@@ -283,49 +284,49 @@ class Exchange:
         if fields is None:
             raise LocalProtocolError("http.response.body before http.response.start")
         self.is_started = True
-        lines, length, closes, has_date, has_server, _ = fields
+        lines, length, unusual = fields
         status = self._status
         request = self.request
         connection = self.connection
         service = connection.service
+        stamp = service.stamp
+        if unusual is not None:
+            if unusual.closes:
+                self.keeps_alive = False
+            if unusual.has_date or unusual.has_server:
+                date, server, _ = stamp.split(b"\r\n")
+                stamp = b"" if unusual.has_date else date + b"\r\n"
+                if not unusual.has_server:
+                    stamp += server + b"\r\n"
+        framing = b""
         if request.method == "HEAD" or status in _BODILESS:
             self._is_head_only = True
             # RFC 9110 §8.6: none with 204; with 304 and HEAD as for a GET.
-            if length is None and status not in _BODILESS:
-                length = total or None
-            framing = b"" if length is None or status == 204 else _LENGTH_LINE % length
+            if status == 204:
+                lines = without_length(lines)
+            elif length is None and total and status != 304:
+                length = total
+                framing = _LENGTH_LINE % total
         elif length is not None:
             self._expected = length
-            framing = _LENGTH_LINE % length
         elif total is not None:
             framing = _LENGTH_LINE % total
         elif request.http_version == "1.1":
             self._is_chunked = True
             framing = b"transfer-encoding: chunked\r\n"
         else:
-            framing = b""
             self.keeps_alive = False
-        if (
-            closes
-            or service.is_stopping
-            or (
-                not self.is_body_complete
-                # The application may read on while it streams, but asks for no body now.
-                and (total is not None or self._wants_continue)
-                and not self._is_drainable()
-            )
+        if service.is_stopping or (
+            not self.is_body_complete
+            # The application may read on while it streams, but asks for no body now.
+            and (total is not None or self._wants_continue)
+            and not self._is_drainable()
         ):
             self.keeps_alive = False
         if not self.keeps_alive:
             framing += b"connection: close\r\n"
         elif request.http_version == "1.0":
             framing += b"connection: keep-alive\r\n"
-        stamp = service.stamp
-        if has_date or has_server:
-            date, server, _ = stamp.split(b"\r\n")
-            stamp = b"" if has_date else date + b"\r\n"
-            if not has_server:
-                stamp += server + b"\r\n"
         size = len(body)
         if total == size and (length is None or length == size):
             # The whole of it, as most answers are.

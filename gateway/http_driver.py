@@ -157,14 +157,10 @@ class HttpConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Take what was read."""
-        self.data_received(bytes(self._read_buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes from the client."""
         if self._waits_for == _LINGER:
             return
         codec = self.codec
-        codec.receive_data(data)
+        codec.receive_data(bytes(self._read_buffer[:nbytes]))
         exchange = self.exchange
         if exchange is None or not exchange.is_body_complete:
             self._read_events()

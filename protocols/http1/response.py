@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from ..errors import LocalProtocolError
 
+_LENGTH_LINE = re.compile(rb"^content-length: [0-9]+\r\n", re.IGNORECASE | re.MULTILINE)
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 
 _PLAIN, _LENGTH, _CONNECTION, _HOP, _DATE, _SERVER, _SENDFILE = range(7)
@@ -61,42 +62,51 @@ def _learn(name: bytes) -> tuple[bytes, int]:
     return known
 
 
-#: An application's response fields, ready for the wire:
-#:
-#: - the field lines, each with its CRLF; framing is to be added;
-#: - what Content-Length the application promised, or None;
-#: - whether it asked for the connection to be closed;
-#: - whether it gave a Date, and a Server field;
-#: - the file that it wants to be sent instead of the body, or None.
-#:
+class Unusual(NamedTuple):
+    """What few applications say in their response fields.
+
+    ``closes``: it asked for the connection to be closed. ``has_date``,
+    ``has_server``: it gave such a field itself. ``sendfile``: the file that it
+    wants to be sent instead of the body.
+    """
+
+    closes: bool
+    has_date: bool
+    has_server: bool
+    sendfile: bytes | None
+
+
+#: An application's response fields, ready for the wire: the field lines, each with its
+#: CRLF; what Content-Length they promise, or None; what is unusual in them, or None.
 #: A plain tuple, for one is made for each response.
-ResponseFields: TypeAlias = tuple[bytes, int | None, bool, bool, bool, bytes | None]
+ResponseFields: TypeAlias = tuple[bytes, int | None, Unusual | None]
 
 
 def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
     """Judge response fields; raise `LocalProtocolError` for what must not go on the wire."""
     content_length: int | None = None
-    specials: dict[int, bytes] | None = None
+    unusual: dict[int, bytes] | None = None
     lines: list[bytes] = []
     names = _names
     for name, value in fields:
         prefix, code = names.get(name) or _learn(name)
-        if not code:
-            lines.append(prefix + value)
-        elif code == _LENGTH:
-            # bytes.isdigit() knows ASCII alone.
-            if not value.isdigit() or len(value) > 19:
-                raise LocalProtocolError(f"malformed Content-Length {value[:40]!r}")
-            length = int(value)
-            if content_length is not None and content_length != length:
-                raise LocalProtocolError("two Content-Length fields that differ")
-            content_length = length
-        else:
-            if code in (_DATE, _SERVER):
-                lines.append(prefix + value)
-            if specials is None:
-                specials = {}
-            specials[code] = value
+        if code:
+            if code == _LENGTH:
+                # bytes.isdigit() knows ASCII alone.
+                if not value.isdigit() or len(value) > 19:
+                    raise LocalProtocolError(f"malformed Content-Length {value[:40]!r}")
+                if content_length is not None:
+                    if content_length != int(value):
+                        raise LocalProtocolError("two Content-Length fields that differ")
+                    continue
+                content_length = int(value)
+            else:
+                if unusual is None:
+                    unusual = {}
+                unusual[code] = value
+                if code not in (_DATE, _SERVER):
+                    continue
+        lines.append(prefix + value)
     if not lines:
         text = b""
     else:
@@ -106,16 +116,23 @@ def examine(fields: Iterable[tuple[bytes, bytes]]) -> ResponseFields:
         ends = len(lines) - 1
         if text.count(b"\n") != ends or text.count(b"\r") != ends or b"\0" in text:
             raise LocalProtocolError("CR, LF or NUL in a response field")
-    if specials is None:
-        return text, content_length, False, False, False, None
+    if unusual is None:
+        return text, content_length, None
     return (
         text,
         content_length,
-        b"close" in specials.get(_CONNECTION, b"").lower(),
-        _DATE in specials,
-        _SERVER in specials,
-        specials.get(_SENDFILE),
+        Unusual(
+            b"close" in unusual.get(_CONNECTION, b"").lower(),
+            _DATE in unusual,
+            _SERVER in unusual,
+            unusual.get(_SENDFILE),
+        ),
     )
+
+
+def without_length(lines: bytes) -> bytes:
+    """Take the Content-Length line off field lines that `examine` made."""
+    return _LENGTH_LINE.sub(b"", lines)
 
 
 def has_no_body(status: int) -> bool:
