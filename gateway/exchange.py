@@ -221,7 +221,16 @@ class Exchange:
             status = message["status"]
             if not isinstance(status, int) or not 200 <= status <= 999:
                 raise LocalProtocolError(f"http.response.start with status {status!r}")
-            fields = examine(message.get("headers", ()))
+            headers = tuple(message.get("headers", ()))
+            connection = self.connection
+            if headers == connection.last_headers:
+                fields = connection.last_fields
+            else:
+                fields = examine(headers)
+                if fields[0] == connection.last_lines:
+                    connection.remember_fields(headers, fields)
+                else:
+                    connection.last_lines = fields[0]
             unusual = fields[2]
             if unusual is not None and unusual.sendfile is not None:
                 # No root is configured from which a backend may have files sent.

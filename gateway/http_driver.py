@@ -26,7 +26,7 @@ from ..adapters.errors import BackendError
 from ..protocols.asgi import GATEWAY_EXTENSION, VERSIONS, Scope
 from ..protocols.errors import RemoteProtocolError
 from ..protocols.http1 import NEED_DATA, Data, Request
-from ..protocols.http1.response import STATUS_LINES
+from ..protocols.http1.response import STATUS_LINES, ResponseFields
 from .errors import error_response
 from .exchange import Exchange
 from .exchange import logger as exchange_logger
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _NEVER = math.inf
 _LEAST_READ_BYTES = 4 * 1024
+_REMEMBERED_BYTES = 1024
 # What a connection waits for; decides what a passed deadline means.
 _NOTHING, _FIRST_BYTE, _HEADER, _BODY, _KEEP_ALIVE, _HALF_CLOSE, _LINGER = range(7)
 # What loop.create_task does, without its detours; where it can, an application that
@@ -85,6 +86,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         "exchange",
         "is_closing",
         "is_write_paused",
+        "last_fields",
+        "last_headers",
+        "last_lines",
         "service",
         "transport",
     )
@@ -102,6 +106,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.is_write_paused = False
         #: How much of an unread body is read away before the connection is given up.
         self.drain_until = 0
+        self.last_lines = b""
+        self.last_headers: tuple[Any, ...] = ()
+        self.last_fields: ResponseFields = (b"", None, None)
         self._is_reading = False
         self._is_reading_paused = False
         self._requests_left = service.limits.requests
@@ -390,6 +397,15 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._wait_for(_HEADER, self.service.timeouts.header)
 
     # Writing
+
+    def remember_fields(self, headers: tuple[Any, ...], fields: ResponseFields) -> None:
+        """Keep what response fields came to that have come twice on this connection."""
+        if len(fields[0]) > _REMEMBERED_BYTES:
+            self.last_lines = b""
+        # What could be changed in place would compare equal to itself.
+        elif all(type(pair) is tuple and type(pair[1]) is bytes for pair in headers):
+            self.last_headers = headers
+            self.last_fields = fields
 
     async def drain(self) -> None:
         """Wait until the client has taken enough of what was written."""

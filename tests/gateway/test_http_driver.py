@@ -409,6 +409,23 @@ def test_hop_by_hop_fields_are_taken_off(gate: Open) -> None:  # G5
         assert name not in answer
 
 
+def test_fields_that_change_in_place_are_seen_to_change(gate: Open) -> None:
+    headers = [[b"x-count", b"0"]]
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers[0][1] = b"%d" % (int(headers[0][1]) + 1)
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    answer = gate(app).ask(GET + GET + closing)
+    assert [line for line in answer.split(b"\r\n") if line.startswith(b"x-count")] == [
+        b"x-count: 1",
+        b"x-count: 2",
+        b"x-count: 3",
+    ]
+
+
 def test_application_may_close(gate: Open) -> None:
     answer = gate(sending(start((b"connection", b"close")), body(b"x"))).ask(GET + GET)
     assert statuses(answer) == [200]
