@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -92,9 +93,9 @@ class Server:
         service.start()
         loop = asyncio.get_running_loop()
         for sock in self._sockets:
-            make: Callable[[], HttpConnection] = lambda: HttpConnection(service)  # noqa: E731
             start: Any = loop.create_unix_server if _is_unix(sock) else loop.create_server
-            self._listeners.append(await start(make, sock=sock, backlog=config.listen.backlog))
+            accept = functools.partial(HttpConnection, service)
+            self._listeners.append(await start(accept, sock=sock, backlog=config.listen.backlog))
             self.addresses.append(address_of(sock))
 
     async def __aexit__(

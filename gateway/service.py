@@ -35,6 +35,7 @@ _STALL_S = 1.0
 _REPORT_S = 60.0
 # As much as a read takes at the most, however much more may be kept.
 _READ_BYTES = 64 * 1024
+_LEAST_READ_BYTES = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ class Service:
         self.running: set[Exchange] = set()
         self.is_stopping = False
         #: What every connection reads into, one after the other.
-        self.read_buffer = memoryview(bytearray(min(self.limits.body_buffer, _READ_BYTES)))
+        self.read_buffer = memoryview(
+            bytearray(max(min(self.limits.body_buffer, _READ_BYTES), _LEAST_READ_BYTES))
+        )
         #: What each request's own context is copied from.
         self.context = contextvars.Context()
         self.now = 0.0
