@@ -199,11 +199,13 @@ def test_requests_arrive_as_they_are_over_kept_connections(peer: Peer) -> None:
     seen = set()
     for number in range(50):
         path = f"/caf%C3%A9/{number}/a%20b?x=%2F&y"
-        status, fields, body = peer.ask("DELETE", path, X_Traveller="a letter")
+        # Only what may be sent again goes over a connection that others have used.
+        method = "GET" if number else "DELETE"
+        status, fields, body = peer.ask(method, path, X_Traveller="a letter")
         assert status == 200
         assert fields.get_all("Set-Cookie") == ["a=1", "b=2"]
         answer = json.loads(body)
-        assert answer["method"] == "DELETE"
+        assert answer["method"] == method
         assert answer["path"] == f"/caf\u00e9/{number}/a b"
         assert answer["query"] == "x=%2F&y"
         assert answer["http_version"] == "1.1"
