@@ -220,7 +220,12 @@ class FastCgiSpec(FastCgi, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         """Say in a few words what is served."""
-        where = f"by {self.spawn[0]}" if self.spawn else f"at {self.address}"
+        if self.spawn:
+            # The interpreter's path says little; the script's name says it.
+            names = " ".join(os.path.basename(w) if os.path.isabs(w) else w for w in self.spawn)
+            where = f"by {names}" + (f", {self.processes} processes" if self.processes > 1 else "")
+        else:
+            where = f"at {self.address}"
         return f"FastCGI {where}" + (f", scripts in {self.root}" if self.root else "")
 
     def faults(self, own: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

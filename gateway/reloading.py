@@ -5,6 +5,7 @@ The child is a fresh interpreter each time, so that nothing of the old code stay
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ def serve_reloading(arguments: Sequence[str], folder: Path) -> None:
 
     # -P: what lies in this folder must not shadow the standard library in the child.
     command = [sys.executable, "-P", "-m", "tetrapylon.gateway", "run", *arguments]
+    # It would tell of the signal that ends it.
+    logging.getLogger("watchfiles").setLevel(logging.ERROR)
     run_process(
         folder,
         target=shlex.join(command),

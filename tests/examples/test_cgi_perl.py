@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("perl", path="/usr/bin:/bin") is None, reason="the scripts are for /usr/bin/perl"
-)
+pytestmark = pytest.mark.interop  # /usr/bin/perl
 
 
 def test_cgi_perl(copy_example: Any, start_example: Any) -> None:

@@ -171,7 +171,7 @@ def test_what_a_backend_is_called_is_for_people(site) -> None:
         f"CGI scripts in {site}/cgi-bin",
         f"CGI program {site}/program",
         f"FastCGI at 127.0.0.1:9000, scripts in {site}/blog",
-        "FastCGI by sh",
+        "FastCGI by sh -c true",
         "WSGI application shop:app, 8 threads",
         "ASGI application shop:app",
         f"files in {site}/public",
