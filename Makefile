@@ -48,7 +48,7 @@ bench: setup ## ratios to the peers that are installed
 	$(BIN)/python benchmarks/run.py
 
 reliability: setup ## the checks that print their numbers
-	$(BIN)/python tests/reliability/run.py
+	$(BIN)/python tests/reliability/run.py $(CHECKS)
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info

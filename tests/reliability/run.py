@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import applications  # noqa: F401 registers its checks, as the others do
 import framing  # noqa: F401
@@ -50,27 +50,28 @@ def run_check(name: str, ground: Ground) -> bool:
     return False
 
 
-def run_in_turn(chosen: Iterable[str]) -> int:
-    """Run checks one after another; return how many hold."""
+def run_in_turn(chosen: Sequence[str]) -> list[str]:
+    """Run checks one after another; return those that do not hold."""
     ground = Ground()
-    good = sum([run_check(name, ground) for name in chosen])
+    failed = [name for name in chosen if not run_check(name, ground)]
     try:
         ground.close()
     except Failure as failure:
         print(f"FAIL the end of a shared gateway: {failure}", flush=True)
-        return good - 1
-    return good
+        # Any of them may have left it so.
+        return list(chosen)
+    return failed
 
 
-def run_side_by_side(chosen: Iterable[str]) -> int:
-    """Run each check in a process of its own; print their lines; return how many hold."""
+def run_side_by_side(chosen: Iterable[str]) -> list[str]:
+    """Run each check in a process of its own; print their lines; return those that fail."""
     running = {}
     for name in chosen:
         running[name] = subprocess.Popen(
             [sys.executable, __file__, "--bare", name], stdout=subprocess.PIPE, text=True
         )
         time.sleep(APART_S)
-    good = 0
+    failed = []
     for name, process in running.items():
         try:
             said, _ = process.communicate(timeout=LONGEST_S)
@@ -79,8 +80,9 @@ def run_side_by_side(chosen: Iterable[str]) -> int:
             process.communicate()
             said = f"FAIL {name} not done within {LONGEST_S:g} s\n"
         print(said or f"FAIL {name} ended with {process.returncode}\n", end="", flush=True)
-        good += process.returncode == 0
-    return good
+        if process.returncode != 0:
+            failed.append(name)
+    return failed
 
 
 def main() -> int:
@@ -92,6 +94,13 @@ def main() -> int:
         "--self-test", action="store_true", help="see checks fail where the gateway is set up wrong"
     )
     parser.add_argument("--bare", action="store_true", help="one by one, without a closing line")
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run what failed up to N times more, alone, on a machine that others use too",
+    )
     options = parser.parse_args()
     unknown = [name for name in options.ids if name not in CHECKS]
     if unknown:
@@ -103,16 +112,21 @@ def main() -> int:
     if options.self_test:
         return self_test.main(options.ids)
     if options.bare:
-        return run_in_turn(chosen) != len(chosen)
+        return bool(run_in_turn(chosen))
 
     began = time.monotonic()
-    good = run_in_turn([name for name in chosen if name not in QUIET and name not in PATIENT])
+    failed = run_in_turn([name for name in chosen if name not in QUIET and name not in PATIENT])
     for name in chosen:
         if name in QUIET:
-            good += run_in_turn([name])
-    good += run_side_by_side([name for name in PATIENT if name in chosen])
-    print(f"{good} passed, {len(chosen) - good} failed in {time.monotonic() - began:.0f} s")
-    return 0 if good == len(chosen) else 1
+            failed += run_in_turn([name])
+    failed += run_side_by_side([name for name in PATIENT if name in chosen])
+    for _ in range(options.again):
+        if failed:
+            print(f"again, alone: {' '.join(failed)}", flush=True)
+            failed = [name for name in failed if run_in_turn([name])]
+    good = len(chosen) - len(failed)
+    print(f"{good} passed, {len(failed)} failed in {time.monotonic() - began:.0f} s")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
