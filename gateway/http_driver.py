@@ -106,6 +106,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         self.is_write_paused = False
         #: How much of an unread body is read away before the connection is given up.
         self.drain_until = 0
+        #: The last response's field lines; and the fields that have come twice, as given
+        #: and judged.
         self.last_lines = b""
         self.last_headers: tuple[Any, ...] = ()
         self.last_fields: ResponseFields = (b"", None, None)

@@ -113,7 +113,6 @@ class Service:
         self.context = contextvars.Context()
         self.now = 0.0
         self.stamp = b""
-        self._stamp_second = -1
         #: Request fields left out for their names (``http.header_names``), of all
         #: connections that have ended.
         self.dropped_fields = 0
