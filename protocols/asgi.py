@@ -32,3 +32,8 @@ LIFESPAN_VERSIONS = {"version": "3.0", "spec_version": "2.0"}
 #: failures (`tetrapylon.adapters.errors`) for the connection driver to answer;
 #: under any other server it answers them itself.
 GATEWAY_EXTENSION = "tetrapylon"
+
+#: Under this name ``scope["extensions"]`` holds, as a dictionary of latin-1 strings,
+#: the variables that an authorizer gave the request (FastCGI Specification 1.0,
+#: section 6.3), REMOTE_USER and AUTH_TYPE among them where it said so.
+AUTHORIZER_EXTENSION = "tetrapylon.authorizer"

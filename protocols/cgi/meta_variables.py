@@ -8,8 +8,9 @@ never by the client, but for ``HTTP_`` names of ``[A-Z0-9_]``.
 Which document gives what: the variables of RFC 3875 §4.1, and beside them
 REQUEST_URI, REQUEST_SCHEME, HTTPS, REMOTE_PORT and SERVER_ADDR in the manner of
 Apache, which applications have come to expect. PATH_TRANSLATED, DOCUMENT_ROOT
-and SCRIPT_FILENAME need a file system: callers add them. AUTH_TYPE, REMOTE_USER
-and REMOTE_IDENT are never set, for nothing here authenticates anyone.
+and SCRIPT_FILENAME need a file system: callers add them. AUTH_TYPE and REMOTE_USER
+are there only where an authorizer set them (`AUTHORIZER_EXTENSION`), as all that it
+sets; REMOTE_IDENT is never asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 from functools import lru_cache
 from urllib.parse import quote_from_bytes
 
-from ..asgi import Scope
+from ..asgi import AUTHORIZER_EXTENSION, Scope
 from ..fields import is_plain_name
 from ..target import strip_prefix, to_bytes
 
@@ -173,6 +174,11 @@ def meta_variables(
         variables["REMOTE_ADDR"] = client[0] or UNKNOWN_ADDRESS
         if client[1]:
             variables["REMOTE_PORT"] = str(client[1])
+
+    extensions = scope.get("extensions")
+    if extensions and AUTHORIZER_EXTENSION in extensions:
+        # Last, so that no field of the client's can stand for one of them.
+        variables.update(extensions[AUTHORIZER_EXTENSION])
     return variables
 
 

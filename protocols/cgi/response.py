@@ -38,10 +38,11 @@ Where the text leaves room, or practice departs from it:
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..asgi import Fields
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -104,6 +105,7 @@ class _State(enum.Enum):
 
 # An empty line ends the head; so does one in first place, where the head is empty.
 _END_OF_HEAD = re.compile(rb"(?:\A|\n)\r?\n")
+_EMPTY_LINES = (b"\n", b"\r\n")
 # How much of the end may have come already: `\n\r` of `\n\r\n`.
 _END_OF_HEAD_OVERLAP = 2
 # All controls but HTAB and LF, and CR only before LF.
@@ -120,6 +122,58 @@ _CGI_FIELDS = frozenset((b"content-type", b"location", b"status"))
 # RFC 9110 §15.3.5, §15.4.5
 _BODILESS = frozenset((204, 304))
 
+# Most scripts begin all their answers alike: so many heads, up to such a size, are
+# known by their bytes.
+_KNOWN_HEADS = 64
+_KNOWN_HEAD_BYTES = 512
+# `_new_tuple(WholeResponse, …)`, for one is made for each request.
+_new_tuple = tuple.__new__
+
+
+class WholeResponse(NamedTuple):
+    """A response that came in one piece.
+
+    ``fields`` are as in `ResponseHead`, and may be those of another one: not to be
+    changed. ``content_length`` is the script's own word.
+    """
+
+    status: int
+    fields: tuple[tuple[bytes, bytes], ...]
+    content_length: int | None
+    body: bytes
+
+
+def read_whole(data: bytes, *, method: str, head_limit_bytes: int) -> WholeResponse | None:
+    """Return what all the output of a script in one piece is.
+
+    That is what `CgiResponseParser` comes to, sooner. None: that has to tell what it
+    is, a local redirect, an error.
+    """
+    # Nearly always the head ends so, and the search for what else may end it is slow.
+    size = data.find(b"\n\r\n", 0, _KNOWN_HEAD_BYTES) + 3
+    if size < 3 or data.find(b"\n\n", 0, size) >= 0 or data.startswith(_EMPTY_LINES):
+        match = _END_OF_HEAD.search(data)
+        if match is None:
+            return None
+        size = match.end()
+    if size > head_limit_bytes:
+        return None
+    try:
+        head = _read_head(data[:size])
+    except RemoteProtocolError:
+        return None
+    if isinstance(head, LocalRedirect):
+        return None
+    status, _, fields, length = head
+    body = data[size:]
+    if method == "HEAD" or status in _BODILESS:
+        body = b""
+    elif length is not None:
+        if len(body) < length:
+            return None
+        body = body[:length]
+    return _new_tuple(WholeResponse, (status, fields, length, body))
+
 
 class CgiResponseParser:
     """Turns the output of one run of a script into events.
@@ -133,7 +187,7 @@ class CgiResponseParser:
         self._is_head_request = method == "HEAD"
         self._head_limit_bytes = head_limit_bytes
         self._state = _State.HEAD
-        self._head = bytearray()
+        self._head: bytes | bytearray = b""
         self._scanned = 0
         self._body = b""
         # How much of the body is to come; None: until the end of the output.
@@ -151,7 +205,13 @@ class CgiResponseParser:
         elif self._is_at_end:
             raise LocalProtocolError("output of a script after its end")
         elif self._state is _State.HEAD:
-            self._head += data
+            if not self._head:
+                self._head = data
+            else:
+                # A head that comes byte by byte is not copied for each.
+                if isinstance(self._head, bytes):
+                    self._head = bytearray(self._head)
+                self._head += data
         elif self._state is _State.BODY:
             self._body = self._body + data if self._body else data
         # §6.4: the rest is read, and is nobody's.
@@ -181,16 +241,21 @@ class CgiResponseParser:
             raise self._error(f"no empty line after the head {bytes(head[-60:])!r}")
         self._body = bytes(head[size:])
         head_bytes = bytes(head[:size])
-        self._head = bytearray()
-        event = self._parse_head(head_bytes)
-        if isinstance(event, LocalRedirect):
+        self._head = b""
+        try:
+            parsed = _read_head(head_bytes)
+        except RemoteProtocolError:
+            self._give_up()
+            raise
+        if isinstance(parsed, LocalRedirect):
             self._state = _State.DONE
             self._body = b""
-            return event
+            return parsed
+        status, reason, fields, content_length = parsed
         self._state = _State.BODY
-        is_bodiless = self._is_head_request or event.status in _BODILESS
-        self._remaining = 0 if is_bodiless else event.content_length
-        return event
+        is_bodiless = self._is_head_request or status in _BODILESS
+        self._remaining = 0 if is_bodiless else content_length
+        return ResponseHead(status, reason, [*fields], content_length)
 
     def _next_of_body(self) -> Event:
         data, self._body = self._body, b""
@@ -211,84 +276,104 @@ class CgiResponseParser:
         self._state = _State.DONE
         return EndOfMessage()
 
-    def _parse_head(self, head: bytes) -> ResponseHead | LocalRedirect:
-        forbidden = _FORBIDDEN.search(head)
-        if forbidden is not None:
-            place = head[max(0, forbidden.start() - 20) : forbidden.end() + 20]
-            raise self._error(f"a control character in the head, in {place!r}")
-        lines = head.replace(b"\r\n", b"\n").split(b"\n")[:-2]
-
-        cgi: dict[bytes, bytes] = {}
-        fields: Fields = []
-        is_transfer_coded = False
-        if lines and (status_line := _STATUS_LINE.fullmatch(lines[0])) is not None:
-            cgi[b"status"] = status_line[1]
-            del lines[0]
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            if not colon or not is_token(name):
-                raise self._error(f"not a header field: {line[:60]!r}")
-            name = name.lower()
-            value = value.strip(b" \t")
-            if name in _ONCE:
-                # §6.3: a CGI field without a value was not sent.
-                if not value and name in _CGI_FIELDS:
-                    continue
-                if name in cgi:
-                    raise self._error(f"{name.decode()} twice: {cgi[name]!r} and {value!r}")
-                cgi[name] = value
-                if name == b"status":
-                    continue
-            elif name in HOP_BY_HOP:
-                is_transfer_coded = is_transfer_coded or name == b"transfer-encoding"
-                continue
-            elif name.startswith(b"x-cgi-"):
-                continue
-            fields.append((name, value))
-
-        if cgi.keys().isdisjoint(_CGI_FIELDS):
-            raise self._error("neither Content-Type nor Location nor Status in the head")
-        location = cgi.get(b"location")
-        if (
-            location is not None
-            and len(fields) == 1
-            and b"status" not in cgi
-            and _LOCAL_PATHQUERY.fullmatch(location) is not None
-        ):
-            return LocalRedirect(location)
-
-        content_length = None
-        if b"content-length" in cgi:
-            if is_transfer_coded:
-                raise self._error("both Content-Length and Transfer-Encoding")
-            try:
-                content_length = parse_content_length(cgi[b"content-length"])
-            except ValueError as error:
-                raise self._error(str(error)) from None
-        status, reason = self._parse_status(cgi)
-        if status == 204 and content_length is not None:
-            # RFC 9110 §8.6: no Content-Length with 204.
-            fields = [field for field in fields if field[0] != b"content-length"]
-            content_length = None
-        return ResponseHead(status, reason, fields, content_length)
-
-    def _parse_status(self, cgi: dict[bytes, bytes]) -> tuple[int, bytes]:
-        value = cgi.get(b"status")
-        if value is None:
-            # §6.2.1: a document is 200; §6.2.3: a redirect is 302.
-            return (302, b"Found") if b"location" in cgi else (200, b"OK")
-        match = _STATUS.fullmatch(value)
-        if match is None:
-            raise self._error(f"Status {value[:40]!r} is not like '200 OK'")
-        status = int(match[1])
-        reason: bytes = match[2] or b""
-        return status, reason or _usual_reason(status)
+    def _give_up(self) -> None:
+        self._state = _State.BROKEN
+        self._head = b""
+        self._body = b""
 
     def _error(self, message: str) -> RemoteProtocolError:
-        self._state = _State.BROKEN
-        self._head = bytearray()
-        self._body = b""
-        return RemoteProtocolError(f"the script's output: {message}", status_hint=502)
+        self._give_up()
+        return _error(message)
+
+
+def _error(message: str) -> RemoteProtocolError:
+    return RemoteProtocolError(f"the script's output: {message}", status_hint=502)
+
+
+# Status, reason, fields, Content-Length.
+_Head: TypeAlias = tuple[int, bytes, tuple[tuple[bytes, bytes], ...], int | None]
+
+
+def _read_head(head: bytes) -> _Head | LocalRedirect:
+    return _known_head(head) if len(head) <= _KNOWN_HEAD_BYTES else _parse_head(head)
+
+
+def _parse_head(head: bytes) -> _Head | LocalRedirect:
+    forbidden = _FORBIDDEN.search(head)
+    if forbidden is not None:
+        place = head[max(0, forbidden.start() - 20) : forbidden.end() + 20]
+        raise _error(f"a control character in the head, in {place!r}")
+    lines = head.replace(b"\r\n", b"\n").split(b"\n")[:-2]
+
+    cgi: dict[bytes, bytes] = {}
+    fields: Fields = []
+    is_transfer_coded = False
+    if lines and (status_line := _STATUS_LINE.fullmatch(lines[0])) is not None:
+        cgi[b"status"] = status_line[1]
+        del lines[0]
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon or not is_token(name):
+            raise _error(f"not a header field: {line[:60]!r}")
+        name = name.lower()
+        value = value.strip(b" \t")
+        if name in _ONCE:
+            # §6.3: a CGI field without a value was not sent.
+            if not value and name in _CGI_FIELDS:
+                continue
+            if name in cgi:
+                raise _error(f"{name.decode()} twice: {cgi[name]!r} and {value!r}")
+            cgi[name] = value
+            if name == b"status":
+                continue
+        elif name in HOP_BY_HOP:
+            is_transfer_coded = is_transfer_coded or name == b"transfer-encoding"
+            continue
+        elif name.startswith(b"x-cgi-"):
+            continue
+        fields.append((name, value))
+
+    if cgi.keys().isdisjoint(_CGI_FIELDS):
+        raise _error("neither Content-Type nor Location nor Status in the head")
+    location = cgi.get(b"location")
+    if (
+        location is not None
+        and len(fields) == 1
+        and b"status" not in cgi
+        and _LOCAL_PATHQUERY.fullmatch(location) is not None
+    ):
+        return LocalRedirect(location)
+
+    content_length = None
+    if b"content-length" in cgi:
+        if is_transfer_coded:
+            raise _error("both Content-Length and Transfer-Encoding")
+        try:
+            content_length = parse_content_length(cgi[b"content-length"])
+        except ValueError as error:
+            raise _error(str(error)) from None
+    status, reason = _read_status(cgi)
+    if status == 204 and content_length is not None:
+        # RFC 9110 §8.6: no Content-Length with 204.
+        fields = [field for field in fields if field[0] != b"content-length"]
+        content_length = None
+    return status, reason, tuple(fields), content_length
+
+
+def _read_status(cgi: dict[bytes, bytes]) -> tuple[int, bytes]:
+    value = cgi.get(b"status")
+    if value is None:
+        # §6.2.1: a document is 200; §6.2.3: a redirect is 302.
+        return (302, b"Found") if b"location" in cgi else (200, b"OK")
+    match = _STATUS.fullmatch(value)
+    if match is None:
+        raise _error(f"Status {value[:40]!r} is not like '200 OK'")
+    status = int(match[1])
+    reason: bytes = match[2] or b""
+    return status, reason or _usual_reason(status)
+
+
+_known_head = functools.lru_cache(_KNOWN_HEADS)(_parse_head)
 
 
 def _usual_reason(status: int) -> bytes:

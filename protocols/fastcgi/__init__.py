@@ -26,9 +26,10 @@ from .events import (
     UnknownManagement,
     UnknownType,
 )
-from .params import PairTooLarge
+from .params import PairTooLarge, encode_params
 from .records import ProtocolStatus, RecordType, Role
 from .state import Side, State
+from .whole import Output, decode_answer, encode_request
 
 __all__ = [
     "NEED_DATA",
@@ -42,6 +43,7 @@ __all__ = [
     "GetValues",
     "GetValuesResult",
     "NeedData",
+    "Output",
     "PairTooLarge",
     "Params",
     "ProtocolStatus",
@@ -55,4 +57,7 @@ __all__ = [
     "Stdout",
     "UnknownManagement",
     "UnknownType",
+    "decode_answer",
+    "encode_params",
+    "encode_request",
 ]

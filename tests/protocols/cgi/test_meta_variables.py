@@ -103,6 +103,16 @@ def test_never_there_unless_known() -> None:
     }
 
 
+def test_what_an_authorizer_found_cannot_be_forged() -> None:  # FCGI-6.3-VARIABLE, C2
+    found = {"REMOTE_USER": "ada", "AUTH_TYPE": "Basic", "HTTP_X_LEVEL": "1", "LEVEL": "1"}
+    forged = [(b"x-level", b"9"), (b"remote-user", b"root"), (b"remote_user", b"root")]
+    variables = meta_variables(scope(*forged, extensions={"tetrapylon.authorizer": found}))
+    assert variables.items() >= found.items()
+    assert variables["HTTP_REMOTE_USER"] == "root"
+    nobody = meta_variables(scope(*forged, extensions={"tetrapylon.authorizer": {}}))
+    assert not nobody.keys() & {"REMOTE_USER", "AUTH_TYPE", "LEVEL"}
+
+
 def test_a_fresh_dict_each_time() -> None:  # WSGI-ENV-FRESH, WSGI-ENV-DICT
     request = scope((b"host", b"a"))
     first = meta_variables(request)

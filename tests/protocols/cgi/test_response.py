@@ -26,6 +26,7 @@ from tetrapylon.protocols.cgi.response import (
     Event,
     LocalRedirect,
     ResponseHead,
+    read_whole,
 )
 from tetrapylon.protocols.errors import LocalProtocolError, RemoteProtocolError
 from tetrapylon.protocols.fields import HOP_BY_HOP, is_field_value, is_token
@@ -109,6 +110,49 @@ def test_vector_cut_anywhere(file: Path) -> None:
     output, vector = load(file)
     for cut in range(1, len(output)):
         assert_outcome([output[:cut], output[cut:]], vector)
+
+
+def assert_whole_is_the_same(
+    output: bytes, *, method: str = "GET", head_limit_bytes: int = 65536
+) -> bool:
+    """Hold `read_whole` against the events; true if it had an answer."""
+    options: Any = {"method": method, "head_limit_bytes": head_limit_bytes}
+    whole = read_whole(output, **options)
+    if whole is None:
+        return False
+    events, error = run([output], **options)
+    assert error is None
+    head, *body, _ = events
+    assert isinstance(head, ResponseHead)
+    assert (whole.status, [*whole.fields]) == (head.status, head.fields)
+    assert whole.content_length == head.content_length
+    assert ([Data(whole.body)] if whole.body else []) == body
+    return True
+
+
+@pytest.mark.parametrize("file", VECTORS, ids=lambda file: file.stem)
+def test_vector_by_read_whole(file: Path) -> None:
+    output, vector = load(file)
+    is_plain = "head" in vector and "error" not in vector
+    # Twice: the second time the head is known already.
+    for _ in range(2):
+        assert assert_whole_is_the_same(output, method=vector.get("method", "GET")) == is_plain
+
+
+def test_read_whole_keeps_to_the_limit() -> None:
+    output = b"Content-Type: text/plain\n\nhello"
+    size = output.index(b"hello")
+    assert assert_whole_is_the_same(output, head_limit_bytes=size)
+    assert not assert_whole_is_the_same(output, head_limit_bytes=size - 1)
+
+
+def test_what_is_known_of_a_head_is_not_changed_by_who_gets_it() -> None:
+    output = b"Content-Type: text/plain\n\nhello"
+    for _ in range(2):
+        (head, *_), _ = run([output])
+        assert isinstance(head, ResponseHead)
+        assert head.fields == [(b"content-type", b"text/plain")]
+        head.fields.append((b"x-more", b"of this one alone"))
 
 
 def test_every_vector_says_what_it_checks() -> None:
@@ -287,6 +331,7 @@ def mutated_vectors(draw: st.DrawFn) -> bytes:
 def test_whatever_is_written_is_events_or_an_error(output: bytes, cuts: list[int]) -> None:
     whole = run([output])
     assert run(cut(output, cuts)) == whole
+    assert_whole_is_the_same(output)
     for event in whole[0]:
         if isinstance(event, ResponseHead):
             assert 200 <= event.status <= 999

@@ -90,6 +90,7 @@ def test_vector_with_trailing_bytes(vector: Any) -> None:
 
 
 def test_vector_cut_anywhere(vector: Any) -> None:
+    # FCGI-3.3-STREAM, FCGI-3.3-PADDING
     for cut in range(1, len(vector.data)):
         check(vector, vector.data[:cut], vector.data[cut:])
 
@@ -109,7 +110,8 @@ def request_bytes(connection: Connection, *, body: bytes = b"", keep_conn: bool 
 
 
 def test_a_request_is_as_in_the_specification() -> None:
-    # Appendix B, example 1; FCGI-5.1-FLAGS, FCGI-5.1-RESERVED, FCGI-5.3-STDIN-EMPTY
+    # Appendix B, example 1; FCGI-5.1-FLAGS, FCGI-5.1-RESERVED, FCGI-5.3-STDIN-EMPTY,
+    # FCGI-3.3-TYPE, FCGI-3.3-ID-SMALL
     assert request_bytes(Connection(CLIENT)) == (
         b"\1\1\0\1\0\10\0\0"
         b"\0\1\0\0\0\0\0\0"
@@ -121,6 +123,7 @@ def test_a_request_is_as_in_the_specification() -> None:
 
 
 def test_an_answer_is_as_in_the_specification() -> None:
+    # FCGI-5.5-BODY
     responder = Connection(RESPONDER)
     receive(responder, request_bytes(Connection(CLIENT)))
     sent = b"".join(

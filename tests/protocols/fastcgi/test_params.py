@@ -110,6 +110,7 @@ PARAMS = st.dictionaries(TEXT.filter(bool), TEXT, max_size=8)
 @given(PARAMS)
 @example({"\xff" * 130: "\x01" * 130})
 def test_decoding_undoes_encoding(params: dict[str, str]) -> None:
+    # FCGI-5.2-PARAMS
     (content,) = encode_params(params) or [b""]
     assert list(decode_params(content).items()) == list(params.items())
 

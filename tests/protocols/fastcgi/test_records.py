@@ -73,6 +73,7 @@ def test_encoding_aligns_to_eight_bytes(content: bytes, encoded: bytes) -> None:
 
 
 def test_a_record_holds_65535_bytes_and_no_more() -> None:
+    # FCGI-3.3-MAX
     content = bytes(MAX_CONTENT_BYTES)
     assert decode(encode_record(5, 1, content)) == [(5, 1, content, 0)]
     with pytest.raises(LocalProtocolError, match="65536 bytes"):
@@ -81,7 +82,7 @@ def test_a_record_holds_65535_bytes_and_no_more() -> None:
 
 @pytest.mark.parametrize("length", [0, 1, 65527, 65528, 65529, 131056, 131057, 300_000])
 def test_a_stream_is_cut_into_full_records(length: int) -> None:
-    # F5: a body that looks like records stays content
+    # F5: a body that looks like records stays content, FCGI-3.3-STREAM, FCGI-3.3-END
     data = (encode_record(3, 1, bytes(8)) * (length // 16 + 1))[:length]
     records = decode(encode_stream(5, 1, data))
     assert b"".join(record[2] for record in records) == data
@@ -91,6 +92,7 @@ def test_a_stream_is_cut_into_full_records(length: int) -> None:
 
 
 def test_garbage_is_told_by_its_first_byte() -> None:
+    # FCGI-3.3-VERSION
     decoder = RecordDecoder()
     decoder.receive(b"H")
     with pytest.raises(RemoteProtocolError, match="byte 0: a record of version 72") as caught:
