@@ -28,7 +28,9 @@ class Slots:
         self._queue = queue
         self._wait_s = wait_s if 0 < wait_s < math.inf else None
         self._name = name
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        # With the time by the loop's clock until which each waits.
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def taken(self) -> int:
@@ -37,19 +39,27 @@ class Slots:
 
     async def acquire(self) -> None:
         """Take a slot that is given back by `release`: by a child's end, say, not a block's."""
-        if self._free:
-            self._free -= 1
-        else:
+        if not self.acquire_at_once():
             await self._wait()
+
+    def acquire_at_once(self) -> bool:
+        """Take a slot if one is free; return whether it was. Cheaper than to await `acquire`."""
+        if not self._free:
+            return False
+        self._free -= 1
+        return True
 
     def release(self) -> None:
         """Give a slot back: to who has waited longest, so that nobody can overtake."""
         while self._waiting:
-            turn = self._waiting.popleft()
+            turn, _ = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
-                return
-        self._free += 1
+                break
+        else:
+            self._free += 1
+        if not self._waiting:
+            self._cancel_timer()
 
     async def __aenter__(self) -> None:
         await self.acquire()
@@ -68,18 +78,41 @@ class Slots:
                 f"{self._name}: {self._limit} requests are being answered and {self._queue} wait",
                 retry_after_s=1,
             )
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        # All may wait equally long: the first in the queue is the first whose time is over.
+        place = turn, loop.time() + (self._wait_s or math.inf)
+        self._waiting.append(place)
+        if self._timer is None and self._wait_s is not None:
+            self._timer = loop.call_at(place[1], self._on_timer)
         try:
-            async with asyncio.timeout(self._wait_s):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
                 self.release()  # its turn had come in the same moment
-            elif turn in self._waiting:
-                self._waiting.remove(turn)
-            if isinstance(error, TimeoutError):
-                raise Unavailable(
-                    f"{self._name}: no free slot within {self._wait_s:g} s", retry_after_s=1
-                ) from None
+            elif place in self._waiting:
+                self._waiting.remove(place)
+                if not self._waiting:
+                    self._cancel_timer()
             raise
+
+    def _on_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._waiting:
+            turn, ends_at = self._waiting[0]
+            if ends_at > loop.time():
+                self._timer = loop.call_at(ends_at, self._on_timer)
+                return
+            self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(
+                    Unavailable(
+                        f"{self._name}: no free slot within {self._wait_s:g} s", retry_after_s=1
+                    )
+                )
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -15,7 +15,8 @@ from types import TracebackType
 
 import anyio
 
-from ...adapters.byte_stream import ByteStream, UnixAddress, parse_address
+from ...adapters.addresses import UnixAddress, parse_address
+from ...adapters.byte_stream import ByteStream
 from ...adapters.connections import RESENDABLE_METHODS, Connections, StaleConnection
 from ...adapters.errors import (
     BackendError,
@@ -48,7 +49,9 @@ class ProxyBackend(Backend):
     the request to the response's head, and for each piece of a body that the
     upstream is slow to take; ``output_idle_s`` between two pieces of a response;
     ``idle_s``, how long a connection is kept for the next request. At most
-    ``connections`` are open, at most ``queue`` requests wait for one.
+    ``connections`` are open, at most ``queue`` requests wait for one. Of a name's
+    addresses, looked up again after ``resolve_s``, those that are out of order after
+    ``breaker`` failures within ``breaker_window_s`` are left alone for a while.
     ``preserve_host=False`` sends the upstream's own name as Host.
 
     A mounted route's prefix is taken off the path and said in
@@ -68,13 +71,17 @@ class ProxyBackend(Backend):
         idle_s: float = limits.PROXY_IDLE_S,
         connections: int = limits.PROXY_CONNECTIONS,
         queue: int = limits.QUEUE,
+        breaker: int = limits.PROXY_BREAKER,
+        breaker_window_s: float = limits.PROXY_BREAKER_WINDOW_S,
+        resolve_s: float = limits.PROXY_RESOLVE_S,
         preserve_host: bool = True,
         body_limit_bytes: int | None = None,
     ) -> None:
         super().__init__(name, body_limit_bytes=body_limit_bytes)
         self.upstream = upstream
         address = parse_address(_address(upstream))
-        self._connections = Connections(
+        #: To the upstream.
+        self.connections = Connections(
             address,
             limit=connections,
             queue=queue,
@@ -82,6 +89,9 @@ class ProxyBackend(Backend):
             connect_s=connect_s,
             idle_s=idle_s,
             name=str(address),
+            breaker=breaker,
+            breaker_window_s=breaker_window_s,
+            resolve_s=resolve_s,
         )
         self._authority = (
             b"localhost"
@@ -102,7 +112,7 @@ class ProxyBackend(Backend):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._connections.close()
+        self.connections.close()
 
     @answered
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,19 +134,19 @@ class ProxyBackend(Backend):
             scope["method"], head, receive, first, length, limit_bytes=self.body_limit_bytes
         )
         async with Departure(scope, request.receive_after):
-            async with self._connections.slots:
+            async with self.connections.slots:
                 await self._answer(request, send)
 
     async def _answer(self, request: _Request, send: Send) -> None:
         if request.is_repeatable:
-            kept = self._connections.take()
+            kept = self.connections.take()
             if kept is not None:
                 try:
                     await self._exchange(request, kept, send, is_kept=True)
                     return
                 except StaleConnection:
                     pass
-        await self._exchange(request, await self._connections.open(), send, is_kept=False)
+        await self._exchange(request, await self.connections.open(), send, is_kept=False)
 
     async def _exchange(
         self, request: _Request, stream: ByteStream, send: Send, *, is_kept: bool
@@ -158,7 +168,7 @@ class ProxyBackend(Backend):
                 with anyio.CancelScope(shield=True):
                     await asyncio.wait([feeder])
             if is_reusable:
-                self._connections.keep(stream)
+                self.connections.keep(stream)
 
 
 class _Request:
@@ -299,6 +309,7 @@ class _Response:
                 # be a stream of events, whose reader waits for the head.
                 is_head_due = event.content_length < 0
                 self._is_started = True
+                self._backend.connections.answered(self._stream)
                 await send(
                     {
                         "type": "http.response.start",
@@ -319,6 +330,7 @@ class _Response:
         try:
             return self._codec.next_event()
         except RemoteProtocolError as error:
+            self._note_failure()
             raise self._failure(BadGateway, str(error)) from error
 
     async def _receive(self) -> None:
@@ -337,6 +349,7 @@ class _Response:
             except TimeoutError:
                 # While it waits for the client, it is not the upstream that is slow.
                 if asyncio.get_running_loop().time() >= request.turned_at + patience_s:
+                    self._note_failure()
                     raise self._failure(GatewayTimeout, "nothing came in time") from None
                 stream.expect(patience_s)
             except Exception:
@@ -348,6 +361,10 @@ class _Response:
             raise StaleConnection
         self._has_received = True
         self._codec.receive_data(data)
+
+    def _note_failure(self) -> None:
+        if not self._is_started:
+            self._backend.connections.failed(self._stream)
 
     def _failure(self, kind: type[BackendError], why: str) -> Exception:
         text = f"{self._backend.upstream}: {why}"

@@ -125,7 +125,7 @@ def test_watching_an_idle_stream(run: Run[Any], pair: Pair) -> None:
     async def main() -> None:
         stream = ByteStream(ours)
         closed = asyncio.Event()
-        stream.watch(closed.set)
+        stream.watch(lambda idle: closed.set() if idle is stream else None)
         assert stream.is_quiet()
         theirs.close()
         await closed.wait()

@@ -20,6 +20,7 @@ import uvicorn
 from aiohttp import web
 
 from tetrapylon.adapters.errors import (
+    BackendError,
     BadGateway,
     BadRequest,
     ClientDisconnected,
@@ -346,6 +347,16 @@ async def test_a_stream_begins_with_its_head(ask: Ask) -> None:
     async with scripted(script) as upstream, ProxyBackend("app", upstream.url) as backend:
         answer = await asyncio.wait_for(ask(backend, "/", on_send=note), SOON_S)
         assert answer.pieces == [b"", b"ok"]
+
+
+async def test_an_upstream_that_is_out_of_order_is_503_at_once(ask: Ask, tmp_path: Path) -> None:
+    backend = ProxyBackend("up", f"unix:{tmp_path}/none", breaker=3)
+    failures = []
+    for _ in range(5):
+        with pytest.raises(BackendError) as raised:
+            await ask(backend, "/")
+        failures.append(raised.value.status)
+    assert failures == [502, 502, 503, 503, 503]
 
 
 # Kept connections
