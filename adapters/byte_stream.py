@@ -38,6 +38,9 @@ _LAST_RETRY_S = 0.1
 class Counter(Protocol):
     """What counts a stream as one of its own."""
 
+    #: Nothing new is to begin on it.
+    is_retired: bool
+
     def release(self) -> None:
         """Take note that the stream was closed."""
 
@@ -51,6 +54,7 @@ class ByteStream:
 
     __slots__ = (
         "_deadline",
+        "_failure",
         "_fd",
         "_is_doubtful",
         "_is_watched",
@@ -73,6 +77,7 @@ class ByteStream:
         self._writer: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = math.inf
+        self._failure: BaseException | None = None
         # The loop calls `_on_readable`, and goes on to from one exchange to the next, for
         # to watch a descriptor anew costs more than to receive an answer does. But where
         # the socket has an error to tell (a reset, and data before it), uvloop calls once
@@ -98,6 +103,9 @@ class ByteStream:
         reader: asyncio.Future[bytes] = self.loop.create_future()
         self._reader = reader
         self._on_idle = None
+        if self._failure is not None:
+            reader.set_exception(self._failure)
+            return reader
         if self._is_doubtful:
             self._is_doubtful = False
             self._unwatch()
@@ -109,7 +117,8 @@ class ByteStream:
         return reader
 
     def fail(self, error: BaseException) -> None:
-        """Let the waiting `receive` raise ``error``."""
+        """Let `receive` raise ``error``, the waiting one and all that come."""
+        self._failure = error
         if self._reader is not None and not self._reader.done():
             self._reader.set_exception(error)
 

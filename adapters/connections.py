@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .addresses import Address, Found, SocketAddress, SrvAddress, TcpAddress, is_name
 from .byte_stream import ByteStream, Exhausted, connect
@@ -121,6 +121,8 @@ class Connections:
         # Oldest first, with the time by the loop's clock at which each is closed.
         self._kept: dict[ByteStream, tuple[float, Target]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        #: Called when an address has left while connections to it were in use.
+        self.on_retired: Callable[[], None] | None = None
         self.addresses = addresses if isinstance(addresses, Sequence) else (addresses,)
 
     @property
@@ -206,6 +208,8 @@ class Connections:
         closed, or said something, since the loop last looked is found out by a system
         call more; unless ``is_checked``, by who uses it.
         """
+        if self._lookups:
+            self.refresh()
         while (stream := self._newest()) is not None:
             _, target = self._kept.pop(stream)
             if not is_checked or stream.is_quiet():
@@ -252,6 +256,12 @@ class Connections:
                 target.address,
                 self._breaker,
             )
+
+    def refresh(self) -> None:
+        """Have names looked up again whose time has come, without waiting for it."""
+        now = asyncio.get_running_loop().time()
+        for lookup in self._lookups.values():
+            lookup.refresh(now)
 
     async def drained(self, address: SocketAddress) -> None:
         """Wait until no connection to ``address`` is in use."""
@@ -347,19 +357,32 @@ class Connections:
     # Names
 
     async def _look_up(self) -> None:
-        """Wait for names that must be known, no longer than for a connection."""
-        now = asyncio.get_running_loop().time()
-        tasks = [task for each in self._lookups.values() if (task := each.refresh(now))]
-        if tasks:
-            await asyncio.wait(
-                tasks, timeout=self._connect_s if self._connect_s < math.inf else None
-            )
+        """Wait until an address is known, no longer than for a connection."""
+        self.refresh()
+        if not self._knows_an_address():
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + self._connect_s
+            tasks = {each.task for each in self._lookups.values() if each.task is not None}
+            while tasks and not self._knows_an_address():
+                left_s = deadline - loop.time()
+                done, tasks = await asyncio.wait(
+                    tasks,
+                    timeout=left_s if left_s < math.inf else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not done:
+                    break
         if not self._targets:
             reasons = [
                 f"{each.address}: {each.failure or 'not looked up in time'}"
                 for each in self._lookups.values()
             ]
             raise BadGateway(f"{self._name}: cannot connect to {'; '.join(reasons)}")
+
+    def _knows_an_address(self) -> bool:
+        return any(lookup.is_usable for lookup in self._lookups.values()) or any(
+            address not in self._lookups for address in self._addresses
+        )
 
     def _retarget(self) -> None:
         """Make the targets anew from the addresses and what names stand for."""
@@ -386,3 +409,5 @@ class Connections:
         for stream, (_, target) in [*self._kept.items()]:
             if target.is_retired:
                 self._drop(stream)
+        if self._leaving and self.on_retired is not None:
+            self.on_retired()

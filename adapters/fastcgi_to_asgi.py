@@ -6,34 +6,46 @@ length has to be sent first; a slot and a connection are taken; meta-variables
 and body go out as PARAMS and STDIN while STDOUT comes back, through the CGI
 response parser, as an ASGI response (`tetrapylon.adapters.exchange`).
 
-A connection carries one request, and by default only that one. Multiplexing is
-not for php-fpm, which resets the connection, nor for libfcgi, which refuses;
-and each idle kept connection holds a worker of php-fpm.
+A connection carries one request, and by default only that one: each idle kept
+connection holds a worker of php-fpm. Applications that can take several at a time
+(`tetrapylon.adapters.fastcgi_multiplexing`) do so if they are meant to.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 
 from ..protocols.asgi import Receive, Scope, Send
-from ..protocols.cgi.meta_variables import meta_variables
-from ..protocols.target import mounted_prefix, slash_location, strip_prefix, to_bytes
-from .byte_stream import ByteStream, parse_address
-from .connections import RESENDABLE_METHODS, Connections, StaleConnection
-from .errors import NotFound, answered
-from .exchange import Departure, ResponseRelay, SpooledBody, spool_body
-from .fastcgi_exchange import FastCgiExchange
-from .log_lines import LogLines
-from .scripts import Script, SlashMissing, find_script
-
-logger = logging.getLogger("tetrapylon.adapters.fastcgi")
+from ..protocols.fastcgi import Role
+from .addresses import parse_addresses
+from .byte_stream import ByteStream
+from .connections import (
+    BREAKER_FAILURES,
+    BREAKER_WINDOW_S,
+    RESENDABLE_METHODS,
+    RESOLVE_S,
+    Connections,
+    StaleConnection,
+)
+from .errors import BadGateway, answered
+from .exchange import ResponseRelay, SpooledBody, TaskDeparture, spool_body
+from .fastcgi_exchange import ExchangeTerms, FastCgiExchange, NotMultiplexed
+from .fastcgi_link import OwnConnection
+from .fastcgi_multiplexing import Multiplexer
+from .fastcgi_params import FastCgiParams
+from .request_params import Place, RequestParams, redirect_to_slash
+from .scripts import SlashMissing
 
 
 class FastCgiToAsgi:
     """The FastCGI application at ``address``: ``"unix:/path"``, ``"host:port"``, ``"[::1]:port"``.
+
+    It may have several, and ``"srv:_service._proto.name"``, see `parse_addresses`: each
+    request goes to the one that has the fewest, for its weight. ``breaker`` failures
+    within ``breaker_window_s`` put an address out of order for a while (0: never); names
+    are looked up again after ``resolve_s``.
 
     Without ``root`` it is one application, mounted where the scope says:
     SCRIPT_NAME is ``script_name`` or else the scope's ``root_path``, PATH_INFO
@@ -51,7 +63,8 @@ class FastCgiToAsgi:
 
     ``keep_alive`` keeps connections for ``idle_s``, for GET and HEAD, which are
     sent again (``retries`` times) on a fresh one if the kept one was closing.
-    Each kept connection occupies a worker of applications like php-fpm. ``name``
+    Each kept connection occupies a worker of applications like php-fpm. With
+    ``multiplex`` so many requests share a connection, if the application can. ``name``
     stands in the log and in messages, in place of the address.
 
     Raises `ValueError` for an address or parameters that cannot be.
@@ -59,7 +72,7 @@ class FastCgiToAsgi:
 
     def __init__(
         self,
-        address: str,
+        address: str | Sequence[str],
         *,
         root: str | os.PathLike[str] | None = None,
         index: str | Sequence[str] = ("index.php",),
@@ -77,6 +90,10 @@ class FastCgiToAsgi:
         keep_alive: bool = False,
         idle_s: float = 5.0,
         retries: int = 1,
+        multiplex: int = 1,
+        breaker: int = BREAKER_FAILURES,
+        breaker_window_s: float = BREAKER_WINDOW_S,
+        resolve_s: float = RESOLVE_S,
         body_limit_bytes: int | None = None,
         spool_memory_bytes: int = 64 * 1024,
         head_limit_bytes: int = 64 * 1024,
@@ -84,35 +101,50 @@ class FastCgiToAsgi:
         server_software: str = "tetrapylon",
         name: str | None = None,
     ) -> None:
-        where = parse_address(address)
-        self._name = name if name is not None else str(where)
-        self._root = os.path.abspath(root) if root is not None else None
-        self._index = (index,) if isinstance(index, str) else tuple(index)
-        self._split = (split,) if isinstance(split, str) else tuple(split)
-        self._suffixes = tuple(map(os.fsencode, self._split))
-        self._check_file = check_file
-        self._script_name = script_name.rstrip("/") if script_name is not None else None
-        self._params = _checked_params(params or {})
-        self._pass_authorization = pass_authorization
-        self._first_byte_s = first_byte_s or math.inf
-        self._output_idle_s = output_idle_s or math.inf
-        #: Their ``address`` is where the application is.
+        addresses = parse_addresses(address)
+        self._name = name if name is not None else ", ".join(map(str, addresses))
+        #: What it is told of a request.
+        self.params = RequestParams(
+            root=root,
+            index=index,
+            split=split,
+            check_file=check_file,
+            script_name=script_name,
+            params=params,
+            pass_authorization=pass_authorization,
+            server_software=server_software,
+        )
+        #: How that is written.
+        self.encoder = FastCgiParams(self.params, name=self._name)
+        self._terms = ExchangeTerms(
+            self._name,
+            first_byte_s=first_byte_s or math.inf,
+            output_idle_s=output_idle_s or math.inf,
+            stderr_limit_bytes=stderr_limit_bytes,
+        )
+        #: Their ``addresses`` are where the application is.
         self.connections = Connections(
-            where,
+            addresses,
             limit=connections,
             queue=queue,
             queue_wait_s=queue_wait_s,
             connect_s=connect_s,
             idle_s=idle_s,
             name=self._name,
+            breaker=breaker,
+            breaker_window_s=breaker_window_s,
+            resolve_s=resolve_s,
         )
+        self._multiplexer: Multiplexer | None = None
+        if multiplex > 1:
+            self._multiplexer = Multiplexer(
+                self.connections, limit=multiplex, idle_s=idle_s, name=self._name
+            )
         self._keep_alive = keep_alive
         self._retries = retries
         self._body_limit_bytes = body_limit_bytes
         self._spool_memory_bytes = spool_memory_bytes
         self._head_limit_bytes = head_limit_bytes
-        self._stderr_limit_bytes = stderr_limit_bytes
-        self._server_software = server_software
 
     @answered
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,22 +157,39 @@ class FastCgiToAsgi:
             return
         if scope["type"] != "http":
             raise ValueError(f"FastCGI does not serve {scope['type']!r}")
-        try:
-            script, prefix, path_info = self._place(scope)
-        except SlashMissing:
-            await _redirect_to_slash(scope, send)
-            return
-        async with await spool_body(
+        await self.answer(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer an HTTP request, under our gateway; raises as calling this does."""
+        place: Place | None = None
+        known = self.encoder.recall(scope)
+        if known is None:
+            try:
+                place = self.params.place(scope)
+            except SlashMissing:
+                await redirect_to_slash(scope, send)
+                return
+        body = await spool_body(
             receive, memory_bytes=self._spool_memory_bytes, limit_bytes=self._body_limit_bytes
-        ) as body:
-            params = self._meta_variables(scope, script, prefix, path_info, body.length)
-            async with Departure(scope, receive):
-                async with self.connections.slots:
-                    await self._answer(scope["method"], params, body, send)
+        )
+        try:
+            params: Sequence[bytes]
+            if known is not None and not body.length:
+                params = (known,)
+            else:
+                place = place or self.params.place(scope)
+                params = self.encoder.encode(scope, place, body.length)
+            async with TaskDeparture(scope, receive):
+                await self.exchange(scope["method"], params, body, send)
+        finally:
+            if body.file is not None:
+                await body.aclose()
 
     def close(self) -> None:
         """Close the kept connections; requests go on as they are."""
         self.connections.close()
+        if self._multiplexer is not None:
+            self._multiplexer.close()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         while True:
@@ -152,128 +201,96 @@ class FastCgiToAsgi:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    # Which script
-
-    def _place(self, scope: Scope) -> tuple[Script | None, bytes, bytes]:
-        """Return the script, if there are scripts, and SCRIPT_NAME and PATH_INFO."""
-        mount = mounted_prefix(scope) if self._script_name is None else self._script_name
-        prefix = to_bytes(mount)
-        below = to_bytes(strip_prefix(scope["path"], mount))
-        if self._root is None:
-            return None, prefix, below
-        if self._check_file:
-            script = find_script(
-                self._root, below, prefix=prefix, split=self._split, index=self._index
-            )
-        else:
-            script = self._split_path(below, prefix)
-        return script, script.script_name, script.path_info
-
-    def _split_path(self, path: bytes, prefix: bytes) -> Script:
-        """Return the script that ``path`` names, without a look at the file system."""
-        assert self._root is not None
-        end = 0
-        for segment in path.split(b"/")[1:]:
-            if segment.startswith(b".") or b"\0" in segment or b"\\" in segment:
-                raise NotFound(f"no script may have a name as in {path!r}")
-            end += 1 + len(segment)
-            if segment.endswith(self._suffixes):
-                break
-        else:
-            if not self._index or path[-1:] not in (b"", b"/"):
-                raise NotFound(f"no script in {path!r}")
-            path = path.rstrip(b"/") + b"/" + os.fsencode(self._index[0])
-            end = len(path)
-        name, path_info = path[:end], path[end:]
-        if b".." in path_info.split(b"/"):
-            raise NotFound(f"dot segments in {path!r}")
-        return Script(self._root + os.fsdecode(name), prefix + name, path_info, self._root)
-
-    def _meta_variables(
-        self, scope: Scope, script: Script | None, script_name: bytes, path_info: bytes, length: int
-    ) -> dict[str, str]:
-        variables = meta_variables(
-            scope,
-            server_software=self._server_software,
-            script_name=script_name,
-            path_info=path_info,
-            content_length=length,
-            pass_authorization=self._pass_authorization,
-        )
-        if script is not None:
-            root = os.fsencode(script.root).decode("latin-1")
-            info = path_info.decode("latin-1")
-            variables["DOCUMENT_ROOT"] = root
-            variables["DOCUMENT_URI"] = script_name.decode("latin-1") + info
-            variables["SCRIPT_FILENAME"] = os.fsencode(script.filename).decode("latin-1")
-            if info:
-                # RFC 3875 §4.1.6: PATH_INFO, mapped as if it were a path of its own.
-                variables["PATH_TRANSLATED"] = root + info
-            # php-cgi runs nothing without it (cgi.force_redirect).
-            variables["REDIRECT_STATUS"] = "200"
-        variables.update(self._params)
-        return variables
-
     # The exchange
 
-    async def _answer(
-        self, method: str, params: Mapping[str, str], body: SpooledBody, send: Send
+    async def exchange(
+        self,
+        method: str,
+        params: Sequence[bytes],
+        body: SpooledBody,
+        send: Send,
+        *,
+        role: Role = Role.RESPONDER,
     ) -> None:
-        relay = ResponseRelay(send, method=method, head_limit_bytes=self._head_limit_bytes)
-        retries = self._retries if method in RESENDABLE_METHODS else 0
-        while retries and (kept := self.connections.take()) is not None:
-            retries -= 1
+        """Put one request to the application, once there is a slot, and send its answer on.
+
+        ``params`` are as the `encoder` writes them. An authorizer gets no ``body``.
+        Raises what `tetrapylon.adapters.errors` lists.
+        """
+        connections = self.connections
+        slots = connections.slots
+        if not slots.acquire_at_once():
+            await slots.acquire()
+        try:
+            relay = ResponseRelay(send, method=method, head_limit_bytes=self._head_limit_bytes)
+            if self._multiplexer is not None and await self._answer_by_share(
+                self._multiplexer, method, params, body, relay, role
+            ):
+                return
+            retries = self._retries if method in RESENDABLE_METHODS else 0
+            while True:
+                # One that has closed this very moment comes as a `StaleConnection`.
+                kept = connections.take(is_checked=False) if retries else None
+                try:
+                    await self._exchange(
+                        kept or await connections.open(), params, body, relay, role
+                    )
+                    return
+                except StaleConnection:
+                    retries -= 1
+        finally:
+            slots.release()
+
+    async def _answer_by_share(
+        self,
+        multiplexer: Multiplexer,
+        method: str,
+        params: Sequence[bytes],
+        body: SpooledBody,
+        relay: ResponseRelay,
+        role: Role,
+    ) -> bool:
+        """Answer over a shared connection; return false if the request needs one of its own."""
+        is_resendable = self._retries > 0 and method in RESENDABLE_METHODS
+        while (share := await multiplexer.share(is_resendable=is_resendable)) is not None:
+            exchange = FastCgiExchange(share, self._terms)
             try:
-                await self._exchange(kept, params, body, relay, is_kept=True)
+                await exchange.run(params, body, relay, role)
             except StaleConnection:
-                continue
-            return
-        stream = await self.connections.open()
-        await self._exchange(stream, params, body, relay, is_kept=False)
+                is_resendable = False  # the next one is fresh, or others are on it
+            except NotMultiplexed:
+                multiplexer.give_up("CANT_MPX_CONN")
+                return False
+            else:
+                return True
+            finally:
+                if relay.is_started:
+                    self.connections.answered(share.stream)
+                share.close()
+        return False
 
     async def _exchange(
         self,
         stream: ByteStream,
-        params: Mapping[str, str],
+        params: Sequence[bytes],
         body: SpooledBody,
         relay: ResponseRelay,
-        *,
-        is_kept: bool,
+        role: Role,
     ) -> None:
-        exchange = FastCgiExchange(stream, self._name, is_kept=is_kept)
-        stderr = LogLines(self._log_stderr, limit_bytes=self._stderr_limit_bytes)
+        link = OwnConnection(stream, keep=self._keep_alive)
+        exchange = FastCgiExchange(link, self._terms)
+        is_reusable = False
         try:
-            await exchange.run(
-                params,
-                body,
-                relay,
-                stderr,
-                keep=self._keep_alive,
-                first_byte_s=self._first_byte_s,
-                output_idle_s=self._output_idle_s,
-            )
+            await exchange.run(params, body, relay, role)
+            is_reusable = self._keep_alive and exchange.is_sent and link.is_clean
+        except NotMultiplexed as error:
+            raise BadGateway(f"{self._name}: CANT_MPX_CONN to a request alone") from error
         finally:
-            stderr.finish()
-            if exchange.is_reusable:
+            if exchange.is_broken:
+                self.connections.failed(stream)
+            elif relay.is_started:
+                self.connections.answered(stream)
+            if is_reusable:
                 self.connections.keep(stream)
             else:
                 stream.close()
-
-    def _log_stderr(self, line: str) -> None:
-        logger.warning("%s: %s", self._name, line)
-
-
-def _checked_params(params: Mapping[str, str]) -> dict[str, str]:
-    checked = {}
-    for name, value in params.items():
-        if not name or not name.isascii() or "\0" in name + value:
-            raise ValueError(f"not a FastCGI parameter: {name!r} = {value!r}")
-        # A latin-1 string that stands for bytes, as all of them (PEP 3333).
-        checked[name] = value.encode("utf-8", "surrogateescape").decode("latin-1")
-    return checked
-
-
-async def _redirect_to_slash(scope: Scope, send: Send) -> None:
-    fields = [(b"location", slash_location(scope)), (b"content-length", b"0")]
-    await send({"type": "http.response.start", "status": 301, "headers": fields})
-    await send({"type": "http.response.body", "body": b""})

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 _LINE_BYTES = 4096
 # Of a stream with a limit: a record of the log costs more than its text does.
 _LINES = 1000
+# What a line costs of a rate beside its bytes, for the same reason.
+_RECORD_BYTES = 64
+# A rate that is used up is tried again when so much may be said.
+_LEAST_BYTES = 4096
 
 
 def escape(line: bytes) -> str:
@@ -74,3 +79,70 @@ class LogLines:
             if self._lines > _LINES:
                 text = f"… (more than {_LINES} lines: the rest is dropped)"
         self._log(text)
+
+
+class RatedLines(LogLines):
+    """`LogLines` for a stream without an end: ``burst_bytes`` of it, and ``bytes_per_s`` after.
+
+    What comes faster is dropped, and a line says how much; each line counts for 64
+    bytes more than it has.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[str], object],
+        *,
+        burst_bytes: int = 256 * 1024,
+        bytes_per_s: int = 16 * 1024,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(log)
+        self._burst_bytes = burst_bytes
+        self._bytes_per_s = bytes_per_s
+        self._clock = clock
+        self._left = float(burst_bytes)
+        self._counted_at = clock()
+        self._dropped_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        now = self._clock()
+        earned = (now - self._counted_at) * self._bytes_per_s
+        self._left = min(self._left + earned, self._burst_bytes)
+        self._counted_at = now
+        if self._dropped_bytes:
+            # Half a line would be misread.
+            _, line_end, rest = data.partition(b"\n")
+            if self._left < _LEAST_BYTES or not line_end:
+                self._dropped_bytes += len(data)
+                return
+            self._dropped_bytes += len(data) - len(rest)
+            self._confess()
+            data = rest
+        said = self._within_rate(data)
+        self._dropped_bytes = len(data) - len(said)
+        self._left -= len(said) + said.count(b"\n") * _RECORD_BYTES
+        super().feed(said)
+
+    def finish(self) -> None:
+        """Log what came after the last line end, and how much was dropped."""
+        super().finish()
+        self._confess()
+
+    def _within_rate(self, data: bytes) -> bytes:
+        """Return ``data``, or as many whole lines of it as may be said now."""
+        if len(data) + data.count(b"\n") * _RECORD_BYTES <= self._left:
+            return data
+        size, cost = 0, 0
+        for line in data.split(b"\n", int(self._left) // _RECORD_BYTES + 1)[:-1]:
+            cost += len(line) + 1 + _RECORD_BYTES
+            if cost > self._left:
+                break
+            size += len(line) + 1
+        return data[:size]
+
+    def _confess(self) -> None:
+        dropped, self._dropped_bytes = self._dropped_bytes, 0
+        if dropped:
+            super().finish()
+            self._say(f"… ({dropped} bytes came too fast and were dropped)")

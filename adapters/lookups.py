@@ -1,8 +1,9 @@
 """The addresses behind one name, looked up again as time goes by.
 
 Nothing runs while nobody asks. An answer that is older than its time is used
-once more while a new one is on its way; one of twice that age is not. A look-up
-that fails leaves the last good answer as it is.
+once more while a new one is on its way; one that had twice that age when somebody
+asked is not. A look-up that fails leaves the last good answer as it is, for as long
+as they fail.
 """
 
 from __future__ import annotations
@@ -42,21 +43,24 @@ class Lookup:
         self._every_s = every_s
         self._on_change = on_change
         self._name = name
+        #: Whether the last good answer is good enough not to wait for the next one.
+        self.is_usable = False
+        #: The look-up that is under way.
+        self.task: asyncio.Task[None] | None = None
         self._good_at = -math.inf
         self._next_at = -math.inf
-        self._task: asyncio.Task[None] | None = None
 
-    def refresh(self, now: float) -> asyncio.Task[None] | None:
-        """Begin to look it up, if it is time; return the task that is worth waiting for."""
-        if self._task is None and now >= self._next_at:
-            self._task = asyncio.get_running_loop().create_task(self._look_up())
-        is_usable = self.found and now < self._good_at + 2 * self._every_s
-        return None if is_usable else self._task
+    def refresh(self, now: float) -> None:
+        """Begin to look it up, if it is time."""
+        if self.task is None and now >= self._next_at:
+            if self.failure is None and now >= self._good_at + 2 * self._every_s:
+                self.is_usable = False
+            self.task = asyncio.get_running_loop().create_task(self._look_up())
 
     def close(self) -> None:
         """Give up what is under way."""
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     async def _look_up(self) -> None:
         loop = asyncio.get_running_loop()
@@ -71,9 +75,11 @@ class Lookup:
                     error,
                 )
             self.failure = error
+            self.is_usable = bool(self.found)
             self._next_at = loop.time() + _RETRY_S
         else:
             self.failure = None
+            self.is_usable = True
             self._good_at = loop.time()
             self._next_at = self._good_at + self._every_s
             # In what order they come may change from answer to answer.
@@ -81,4 +87,4 @@ class Lookup:
                 self.found = found
                 self._on_change()
         finally:
-            self._task = None
+            self.task = None

@@ -9,11 +9,12 @@ folded or repaired again, so that no two readings of a path can differ.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import Forbidden, NotFound
 
@@ -23,8 +24,7 @@ _STRANGE = re.compile(rb"[\x00-\x1f\x7f\\]")
 _DOT_SEGMENTS = frozenset((b".", b".."))
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
+class Script(NamedTuple):
     """A script and what names it in a request.
 
     ``filename`` is absolute (SCRIPT_FILENAME), its symlinks unresolved;
@@ -69,7 +69,9 @@ def find_script(
     devices, sockets. The file may be exchanged after it was found: whoever can
     do that beneath ``root`` can write scripts anyway.
     """
-    root = os.path.abspath(root)
+    if root[:1] != "/":
+        root = os.path.abspath(root)
+    root, root_name, suffixes, indexes = _prepared(root, tuple(split), tuple(index))
     if not path and not prefix:
         path = b"/"  # RFC 9110 §4.2.3
     # CGI-9.8: an application may join PATH_INFO to a directory of its own. Our listener
@@ -78,8 +80,6 @@ def find_script(
     if segments.pop(0) or b"\0" in path or not _DOT_SEGMENTS.isdisjoint(segments):
         raise NotFound(f"not a path of a script: {path!r}")
 
-    suffixes = tuple(map(os.fsencode, split))
-    root_name = os.fsencode(root)
     filename = root_name.rstrip(b"/")
     consumed = 0
     for segment in segments:
@@ -97,7 +97,7 @@ def find_script(
 
     rest = path[consumed:]
     if rest in (b"", b"/"):
-        for name in map(os.fsencode, index):
+        for name in indexes:
             index_filename = filename + b"/" + name
             try:
                 if (suffixes and not name.endswith(suffixes)) or _is_directory(
@@ -111,6 +111,16 @@ def find_script(
             script_name = prefix + path[:consumed] + b"/" + name
             return Script(os.fsdecode(index_filename), script_name, b"", root)
     raise NotFound(f"no script at {path!r}")
+
+
+@functools.lru_cache(256)
+def _prepared(
+    root: str, split: tuple[str, ...], index: tuple[str, ...]
+) -> tuple[str, bytes, tuple[bytes, ...], tuple[bytes, ...]]:
+    """Return what each request for scripts of an absolute ``root`` would make anew."""
+    root = os.path.abspath(root)
+    suffixes = tuple(map(os.fsencode, split))
+    return root, os.fsencode(root), suffixes, tuple(map(os.fsencode, index))
 
 
 def _is_strange(segment: bytes) -> bool:

@@ -674,10 +674,92 @@ def test_a_resolver_that_is_silent_is_waited_for_as_a_connection_is(
     run(main())
 
 
+def test_a_resolver_that_is_silent_keeps_nobody_from_what_is_known(
+    run: Run[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = TcpAddress("other.test", 9000)
+
+    async def look_up(address: Address) -> tuple[Found, ...]:
+        if address == NAME:
+            await asyncio.Event().wait()
+        return (Found(at(folder, "b")),)
+
+    monkeypatch.setattr("tetrapylon.adapters.lookups.look_up", look_up)
+
+    async def main() -> None:
+        for addresses in ((NAME, at(folder, "b")), (NAME, other)):
+            connections = pool(*addresses, connect_s=10 * WITHIN_S)
+            async with asyncio.timeout(WITHIN_S):
+                (await connections.open()).close()
+            connections.close()
+
+    with listen(folder, "b"):
+        run(main())
+
+
+def test_an_outage_of_the_resolver_keeps_nobody_waiting(
+    run: Run[Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_out = asked = False
+
+    async def look_up(address: Address) -> tuple[Found, ...]:
+        nonlocal asked
+        if is_out:
+            asked = True
+            # It fails, late, and then is silent.
+            await asyncio.sleep(0.02)
+            if connections._lookups[NAME].failure is not None:
+                await asyncio.Event().wait()
+            raise OSError("no name server")
+        return (Found(at(folder, "a")),)
+
+    monkeypatch.setattr("tetrapylon.adapters.lookups.look_up", look_up)
+    monkeypatch.setattr("tetrapylon.adapters.lookups._RETRY_S", 0.01)
+    connections = pool(NAME, connect_s=10 * WITHIN_S, resolve_s=0.05)
+
+    async def main() -> None:
+        nonlocal is_out
+        (await connections.open()).close()
+        is_out = True
+        async with asyncio.timeout(WITHIN_S):
+            for _ in range(30):
+                await asyncio.sleep(0.01)
+                (await connections.open()).close()
+        assert asked
+        connections.close()
+
+    with listen(folder, "a"):
+        run(main())
+
+
+def test_a_name_is_looked_up_again_while_kept_connections_serve(
+    run: Run[Any], folder: Path, looked_up: LookedUp
+) -> None:
+    async def main() -> None:
+        looked_up[NAME] = [Found(at(folder, "a"))]
+        connections = pool(NAME, resolve_s=0.01)
+        stream: ByteStream | None = await connections.open()
+        looked_up[NAME] = [Found(at(folder, "b"))]
+        async with asyncio.timeout(WITHIN_S):
+            while stream is not None:
+                connections.keep(stream)
+                await asyncio.sleep(0.005)
+                stream = connections.take()
+        stream = await connections.open()
+        assert peer(stream) == "b"
+        stream.close()
+        connections.close()
+
+    with listen(folder, "a"), listen(folder, "b"):
+        run(main())
+
+
 def test_names_and_numbers_side_by_side(run: Run[Any], folder: Path, looked_up: LookedUp) -> None:
     async def main() -> None:
         looked_up[NAME] = [Found(at(folder, "a")), Found(at(folder, "b"))]
         connections = pool(NAME, at(folder, "b"), at(folder, "c"))
+        connections.refresh()
+        await asyncio.gather(*(each.task for each in connections._lookups.values()))
         streams = [await connections.open() for _ in range(6)]
         assert sorted(map(peer, streams)) == [*"aabbcc"]
         for stream in streams:

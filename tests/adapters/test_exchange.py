@@ -23,7 +23,13 @@ from tetrapylon.adapters.errors import (
     LocalRedirect,
     Truncated,
 )
-from tetrapylon.adapters.exchange import Departure, ResponseRelay, SpooledBody, spool_body
+from tetrapylon.adapters.exchange import (
+    Departure,
+    ResponseRelay,
+    SpooledBody,
+    TaskDeparture,
+    spool_body,
+)
 from tetrapylon.protocols.asgi import GATEWAY_EXTENSION, Message, Receive
 
 pytestmark = pytest.mark.anyio
@@ -569,6 +575,130 @@ class TestDeparture:
             async with client.departure():
                 client.leave()
                 await anyio.sleep_forever()
+
+
+class TestTaskDeparture:
+    """What of the above holds where nothing is shielded."""
+
+    @pytest.fixture(autouse=True)
+    async def nothing_is_left(self, client: Client) -> Any:
+        yield
+        client.assert_let_go()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    def departure(self, client: Client) -> TaskDeparture:
+        return TaskDeparture(client.scope, client.receive)
+
+    async def test_block_runs_through(self, client: Client) -> None:
+        async with self.departure(client):
+            await anyio.sleep(0)
+        client.assert_let_go()
+        client.leave()
+        await anyio.sleep(0)
+
+    async def test_leaving_ends_the_block(self, client: Client) -> None:
+        cleaned_up = False
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client):
+                asyncio.get_running_loop().call_soon(client.leave)
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    cleaned_up = True
+        assert cleaned_up
+        await asyncio.sleep(0.001)
+
+    async def test_leaving_in_the_last_moment(self, client: Client) -> None:
+        """What waits is done, and the task is to run: it hears of the departure all the same."""
+        done = asyncio.get_running_loop().create_future()
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client):
+                asyncio.get_running_loop().call_soon(done.set_result, None)
+                asyncio.get_running_loop().call_soon(client.leave)
+                await done
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+
+    async def test_leaving_when_the_block_is_through_changes_nothing(self, client: Client) -> None:
+        async with self.departure(client):
+            client.leave()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def test_leaving_by_what_the_block_does(self, client: Client) -> None:
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client):
+                client.leave()
+                await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    async def test_failing_send_after_leaving(self, client: Client) -> None:
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client):
+                client.leave()
+                if client.exchange is None:
+                    await asyncio.Event().wait()
+                raise BrokenPipeError
+
+    async def test_another_error_after_leaving_is_itself(self, client: Client) -> None:
+        with pytest.raises(BadGateway):
+            async with self.departure(client):
+                client.leave()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    raise BadGateway("of the cleanup")
+
+    @pytest.mark.parametrize("error", [BadGateway("x"), OSError("x"), KeyError("x")])
+    async def test_errors_of_the_block_are_themselves(
+        self, client: Client, error: BaseException
+    ) -> None:
+        with pytest.raises(type(error)) as raised:
+            async with self.departure(client):
+                await asyncio.sleep(0)
+                raise error
+        assert raised.value is error
+
+    @pytest.mark.parametrize("has_left", [False, True])
+    async def test_task_cancelled_from_outside(self, client: Client, has_left: bool) -> None:
+        started = asyncio.Event()
+
+        async def work() -> None:
+            async with self.departure(client):
+                started.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(work())
+        await started.wait()
+        await asyncio.sleep(0)
+        if has_left:
+            client.leave()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    async def test_deadlines(self, client: Client) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02), self.departure(client):
+                await asyncio.sleep(10)
+        async with self.departure(client):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.02):
+                    await asyncio.sleep(10)
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client), asyncio.timeout(10):
+                asyncio.get_running_loop().call_soon(client.leave)
+                await asyncio.sleep(10)
+
+    async def test_left_before_the_block(self, client: Client) -> None:
+        client.leave()
+        with pytest.raises(ClientDisconnected):
+            async with self.departure(client):
+                await asyncio.Event().wait()
 
 
 class TestDepartureUnderTheGateway:

@@ -187,6 +187,7 @@ def wait_for_socket(path: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def test_flup_gets_the_request(flup: str, run: Run[Any]) -> None:
+    # FCGI-6.2
     async def main() -> None:
         body = os.urandom(1000)
         client = await post(
@@ -217,7 +218,7 @@ def test_flup_gets_the_request(flup: str, run: Run[Any]) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 65_537, 99_000, 3_000_000])
 def test_flup_gets_the_body(flup: str, run: Run[Any], size: int) -> None:
-    # FCGI-5.3-STDIN, FCGI-6.2-CONTENT-LENGTH: in memory and in a file
+    # FCGI-5.3-STDIN, FCGI-6.2-CONTENT-LENGTH: in memory and in a file, FCGI-6.2-CHUNKED
     async def main() -> None:
         body = os.urandom(size)
         pieces = [body[start : start + 50_000] for start in range(0, size, 50_000)] or [b""]
@@ -463,6 +464,35 @@ def test_an_answer(run: Run[Any], socket_path: Path) -> None:
     assert (b"content-type", b"text/plain") in client.headers
 
 
+@pytest.mark.parametrize("size", [1, 7, 8, 30])
+def test_an_answer_however_it_is_cut(run: Run[Any], socket_path: Path, size: int) -> None:
+    # FCGI-3.3-STREAM, FCGI-5.5-END: the end of STDOUT is not that of the answer
+    said = stdout(HEAD + b"hel") + stdout(b"lo") + encode_record(7, 1, b"oh") + stdout(b"") + END
+    pieces = [said[start : start + size] for start in range(0, len(said), size)]
+
+    async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    client, error = serve(run, socket_path, dribble)
+    assert error is None
+    assert (client.status, client.content, client.is_complete) == (200, b"hello", True)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_records_that_nobody_knows_do_no_damage(run: Run[Any], socket_path: Path, at: int) -> None:
+    # FCGI-4.2
+    records = [stdout(HEAD + b"hel"), stdout(b"lo"), END]
+    unknown_type = encode_record(11, 0, bytes((99,)) + bytes(7))
+    records.insert(at, unknown_type + encode_record(42, 1, b"?") + encode_record(42, 0, b"?"))
+    client, error = serve(run, socket_path, answering(b"".join(records)))
+    assert error is None
+    assert (client.status, client.content) == (200, b"hello")
+
+
 def test_the_application_status_takes_nothing_away(run: Run[Any], socket_path: Path) -> None:
     # FCGI-5.5-APPSTATUS
     script = answering(stdout(HEAD + b"hello") + end(ProtocolStatus.REQUEST_COMPLETE, 938))
@@ -642,6 +672,7 @@ BAD_RECORDS = {
 @pytest.mark.parametrize("case", BAD_RECORDS)
 @pytest.mark.parametrize("is_started", [False, True])
 def test_bad_records(run: Run[Any], socket_path: Path, case: str, is_started: bool) -> None:
+    # FCGI-3.3-VERSION
     pieces = [BAD_RECORDS[case]]
     if is_started:
 
@@ -677,6 +708,7 @@ def test_output_after_end_request_makes_the_answer_suspect(
 
 
 def test_padding_of_255_bytes(run: Run[Any], socket_path: Path) -> None:
+    # FCGI-3.3-PADDING
     padded = b"\x01\x06\x00\x01" + len(HEAD).to_bytes(2, "big") + b"\xff\x00" + HEAD + b"!" * 255
     client, error = serve(run, socket_path, answering(padded + END))
     assert error is None
@@ -997,10 +1029,11 @@ def keeping(requests: list[tuple[dict[str, str], bytes]], *, most: int = 100) ->
     """Return a script that answers up to `most` requests on a connection."""
 
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for _ in range(most):
+        for number in range(most):
             codec = Connection(Side.RESPONDER)
             requests.append(await read_request(reader, codec))
-            answer = [Stdout(1, HEAD + b"%d" % len(requests)), EndRequest(1)]
+            request_id = 1 + number % 2  # they take turns
+            answer = [Stdout(request_id, HEAD + b"%d" % len(requests)), EndRequest(request_id)]
             writer.write(b"".join(map(codec.send, answer)))
 
     return script
@@ -1028,6 +1061,28 @@ def test_connections_are_kept_for_get(run: Run[Any], socket_path: Path) -> None:
             await post(kept.app, "/", b"once")
             assert kept.peer.connections == 2
             assert requests[-1][1] == b"once"
+
+    run(main())
+
+
+def test_what_comes_late_of_one_answer_is_not_the_next_ones(
+    run: Run[Any], socket_path: Path
+) -> None:
+    # FCGI-3.3-ID, FCGI-CONCURRENCY
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        codec = Connection(Side.RESPONDER)
+        await read_request(reader, codec)
+        answer = codec.send(Stdout(1, HEAD + b"mine")) + codec.send(EndRequest(1))
+        writer.write(answer)
+        await read_request(reader)
+        writer.write(answer)
+
+    async def main() -> None:
+        async with keeping_app(socket_path, late) as kept:
+            assert (await get(kept.app)).content == b"mine"
+            with pytest.raises(BadGateway, match="not active"):
+                await get(kept.app)
+            assert kept.peer.connections == 1
 
     run(main())
 
@@ -1083,6 +1138,7 @@ def test_get_is_sent_again_if_the_kept_connection_was_closing(
 
 
 def test_idle_connections_are_closed_in_time(run: Run[Any], socket_path: Path) -> None:
+    # FCGI-3.5-SERVER
     async def main() -> None:
         async with keeping_app(socket_path, keeping([]), idle_s=0.1) as kept:
             await get(kept.app)
@@ -1305,8 +1361,8 @@ def test_authorization_can_be_kept_back(run: Run[Any], socket_path: Path) -> Non
         ({"address": "host:0"}, "is not an address"),
         ({"address": "host:70000"}, "is not an address"),
         ({"address": "http://host:80"}, "is not an address"),
-        ({"address": "a:1", "params": {"A": "\0"}}, "not a FastCGI parameter"),
-        ({"address": "a:1", "params": {"": "b"}}, "not a FastCGI parameter"),
+        ({"address": "a:1", "params": {"A": "\0"}}, "not a parameter"),
+        ({"address": "a:1", "params": {"": "b"}}, "not a parameter"),
     ],
 )
 def test_what_cannot_be_configured(options: dict[str, Any], message: str) -> None:
@@ -1316,4 +1372,4 @@ def test_what_cannot_be_configured(options: dict[str, Any], message: str) -> Non
 
 def test_addresses() -> None:
     for text in ("unix:/run/a b.sock", "127.0.0.1:9000", "[::1]:9000", "php:9000"):
-        assert str(FastCgiToAsgi(text).connections.address) == text
+        assert str(FastCgiToAsgi(text).connections.addresses[0]) == text
