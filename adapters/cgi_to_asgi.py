@@ -4,7 +4,10 @@ The way of a request: `find_script` says which file it is; `spool_body` reads th
 body to its end, for a script must know its length before it starts (§4.1.2);
 only then is the child started, with all of its stdin in place. Its stdout goes
 through `ResponseRelay`, and is read as fast as the client reads; its stderr goes
-to the log. The answer ends with the child's output.
+to the log. The answer ends with the child's output, or when it is complete: what is
+written after that is not taken for long.
+
+A script whose name begins with ``nph-`` writes a whole HTTP response (§5).
 
 Where §4.4 would make arguments of a query without ``=``, this does not: the
 script's arguments are the administrator's (php-cgi took ``?-s`` for an option).
@@ -19,10 +22,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from ..protocols.asgi import Receive, Scope, Send
 from ..protocols.cgi.meta_variables import meta_variables
+from ..protocols.cgi.nph import NphResponseParser, is_nph
 from ..protocols.target import mounted_prefix, path_below, to_bytes
+from .child_output import ChildOutput
 from .errors import (
     EXHAUSTED,
     BackendError,
@@ -34,11 +40,11 @@ from .errors import (
     Unavailable,
     answered,
 )
-from .exchange import Departure, ResponseRelay, SpooledBody, spool_body
+from .exchange import ResponseRelay, SpooledBody, TaskDeparture, spool_body
 from .log_lines import LogLines, escape
-from .pipes import READ_BYTES, Drain, OutputPipe
+from .pipe_watcher import PipeWatcher, pipe_watcher
+from .pipes import READ_BYTES, Drain
 from .processes import (
-    Child,
     ChildCommand,
     Spawn,
     explain_exit,
@@ -50,11 +56,59 @@ from .scripts import Script, find_script
 logger = logging.getLogger("tetrapylon.adapters.cgi")
 
 _KIB = 1024
+_REMEMBERED = 1024
 # For the exit code that says whether the output was whole: it comes with the end of
 # the output, or not soon.
 _EXIT_S = 0.2
 # Nobody waits for what a script does when its client has left.
 _DEPARTED_KILL_AFTER_S = 1.0
+
+
+class _Names(dict[str, bytes]):
+    """Variable name → the same in bytes, remembered."""
+
+    def __missing__(self, name: str) -> bytes:
+        encoded = name.encode("ascii")
+        if len(self) >= _REMEMBERED:
+            # A client chooses its field names.
+            self.clear()
+        self[name] = encoded
+        return encoded
+
+
+_names = _Names()
+
+
+class _Place(NamedTuple):
+    """What does not change from one run of a script to the next."""
+
+    filename: bytes
+    argv: tuple[str, ...]
+    #: §7.2: the working directory is that of the script.
+    cwd: str
+
+
+class _Places(dict[str, _Place]):
+    """Script's filename → how it is run, remembered."""
+
+    def __init__(self, interpreters: Mapping[str, str], arguments: tuple[str, ...]) -> None:
+        super().__init__()
+        self._interpreters = interpreters
+        self._arguments = arguments
+
+    def __missing__(self, filename: str) -> _Place:
+        interpreter = tuple(
+            program for ending, program in self._interpreters.items() if filename.endswith(ending)
+        )[:1]
+        place = _Place(
+            os.fsencode(filename),
+            (*interpreter, filename, *self._arguments),
+            os.path.dirname(filename),
+        )
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        self[filename] = place
+        return place
 
 
 class CgiToAsgi:
@@ -68,9 +122,10 @@ class CgiToAsgi:
     The environment is that of RFC 3875 and nothing of the server's own, but for
     the names in ``env_pass``; ``env`` adds or overrides.
 
-    ``timeout_s`` is how long a child may take, not counting what its client
-    takes to read; 0 is no limit. Then it gets SIGTERM, and ``kill_after_s``
-    later SIGKILL, it and its process group. Sizes are bytes:
+    ``timeout_s`` is how long a child may take, ``idle_timeout_s`` how long it may
+    write nothing, neither counting what its client takes to read; 0 is no limit.
+    Then it gets SIGTERM, and ``kill_after_s`` later SIGKILL, it and its process
+    group. Sizes are bytes:
     ``stderr_limit_bytes`` per request reach the log, the rest is dropped;
     ``spool_memory_bytes`` of a body stay in memory.
 
@@ -87,6 +142,7 @@ class CgiToAsgi:
         env_pass: Sequence[str] = (),
         pass_authorization: bool = False,
         timeout_s: float = 30.0,
+        idle_timeout_s: float = 0.0,
         kill_after_s: float = 2.0,
         stderr_limit_bytes: int = 64 * _KIB,
         head_limit_bytes: int = 64 * _KIB,
@@ -98,8 +154,7 @@ class CgiToAsgi:
         if not os.path.exists(self._path):
             raise FileNotFoundError(errno.ENOENT, "no such program or directory", self._path)
         self._is_directory = os.path.isdir(self._path)
-        self._interpreters = dict(interpreters or {})
-        self._arguments = tuple(arguments)
+        self._places = _Places(dict(interpreters or {}), tuple(arguments))
         self._defaults = {b"PATH": b"/usr/bin:/bin", b"LANG": b"C.UTF-8"}
         for name in env_pass:
             value = os.environb.get(os.fsencode(name))
@@ -110,12 +165,16 @@ class CgiToAsgi:
         }
         self._pass_authorization = pass_authorization
         self._timeout_s = timeout_s or math.inf
+        self._idle_timeout_s = idle_timeout_s or math.inf
         self._kill_after_s = kill_after_s
         self._stderr_limit_bytes = stderr_limit_bytes
         self._head_limit_bytes = head_limit_bytes
         self._body_limit_bytes = body_limit_bytes
         self._spool_memory_bytes = spool_memory_bytes
         self._spawn = spawn or spawn_process
+        self._watcher: PipeWatcher | None = None
+        # Scripts that were done quickly the last time.
+        self._brief: set[str] = set()
         # Pipes of children whose answer is over.
         self._drains: set[Drain] = set()
 
@@ -125,15 +184,16 @@ class CgiToAsgi:
         if scope["type"] != "http":
             raise NotImplementedError(f"CGI has no {scope['type']!r} connections")
         script = self._find(scope)
-        relay = ResponseRelay(send, method=scope["method"], head_limit_bytes=self._head_limit_bytes)
         body = await spool_body(
             receive, memory_bytes=self._spool_memory_bytes, limit_bytes=self._body_limit_bytes
         )
-        async with body:
+        try:
             command = self._command(scope, script, body)
-            async with Departure(scope, receive):
-                child = await self._start(command)
-                await self._exchange(child, relay, escape(script.script_name))
+            async with TaskDeparture(scope, receive):
+                await self._run(command, script, scope["method"], send)
+        finally:
+            if body.file is not None:
+                await body.aclose()
 
     def close(self) -> None:
         """Let go of the output of children that outlived their answer.
@@ -142,6 +202,8 @@ class CgiToAsgi:
         """
         for drain in tuple(self._drains):
             drain.close()
+        if self._watcher is not None:
+            self._watcher.close()
 
     def _find(self, scope: Scope) -> Script:
         prefix = to_bytes(mounted_prefix(scope))
@@ -160,117 +222,143 @@ class CgiToAsgi:
             content_length=body.length,
             pass_authorization=self._pass_authorization,
         )
-        environ = self._defaults | {
-            name.encode("ascii"): value.encode("latin-1") for name, value in variables.items()
-        }
+        environ = self._defaults.copy()
+        names = _names
+        for name, value in variables.items():
+            environ[names[name]] = value.encode("latin-1")
+        place = self._places[script.filename]
         root = os.fsencode(script.root)
-        environ[b"SCRIPT_FILENAME"] = os.fsencode(script.filename)
+        environ[b"SCRIPT_FILENAME"] = place.filename
         environ[b"DOCUMENT_ROOT"] = root
         # §4.1.6. A foreign server may leave dot segments in a path; no file is named by one.
         if script.path_info and b".." not in script.path_info.split(b"/"):
             environ[b"PATH_TRANSLATED"] = root.rstrip(b"/") + script.path_info
         environ.update(self._overrides)
-        if any(b"\0" in value for value in environ.values()):
+        if b"\0" in b"".join(environ.values()):
             # A foreign server may let it through, and no environment can hold it.
             raise BadRequest("a NUL in the request")
-        interpreter = next(
-            (
-                (program,)
-                for ending, program in self._interpreters.items()
-                if script.filename.endswith(ending)
-            ),
-            (),
-        )
-        return ChildCommand(
-            argv=(*interpreter, script.filename, *self._arguments),
-            environ=environ,
-            # §7.2: the working directory is that of the script.
-            cwd=os.path.dirname(script.filename),
-            stdin=body,
-        )
+        return ChildCommand(place.argv, environ, place.cwd, body)
 
-    async def _start(self, command: ChildCommand) -> Child:
+    async def _run(self, command: ChildCommand, script: Script, method: str, send: Send) -> None:
+        """Run the script, relay its output, and have the child ended, now or in time."""
         try:
-            return await self._spawn(command)
+            child = await self._spawn(command)
         except OSError as error:
-            reason = explain_failure(command, error)
-            if error.errno in EXHAUSTED:
-                raise Unavailable(reason, retry_after_s=1) from error
-            raise BadGateway(reason) from error
-
-    async def _exchange(self, child: Child, relay: ResponseRelay, name: str) -> None:
-        """Relay the child's output, and have the child ended, now or in time."""
-        loop = asyncio.get_running_loop()
-        drains = self._drains
-        stderr = LogLines(
-            partial(logger.warning, "%s: %s", name), limit_bytes=self._stderr_limit_bytes
+            raise _start_failure(command, error) from error
+        watcher = self._watcher
+        if watcher is None or watcher.loop is not asyncio.get_running_loop():
+            watcher = self._watch_anew()
+        relay = ResponseRelay(
+            send,
+            method=method,
+            head_limit_bytes=self._head_limit_bytes,
+            parser=NphResponseParser(method=method, head_limit_bytes=self._head_limit_bytes)
+            if is_nph(script.filename)
+            else None,
         )
-        drains.add(Drain(child.stderr, stderr, drains.discard))
+        loop = watcher.loop
         after_s = 0.0
         kill_after_s = self._kill_after_s
-        with OutputPipe(child.stdout, loop.time() + self._timeout_s) as stdout:
-            child.exited.add_done_callback(lambda _: stdout.expect_end())
+        with ChildOutput(
+            child,
+            watcher,
+            timeout_s=self._timeout_s,
+            idle_s=self._idle_timeout_s,
+            log=partial(self._log_lines, script),
+            drains=self._drains,
+            is_brief=script.filename in self._brief,
+        ) as output:
             try:
-                is_at_end = await self._relay(child, stdout, relay, name)
+                is_at_end = await self._relay(command, script, output, relay)
                 # Whatever it still does without an answer, it has the rest of its time for.
-                after_s = max(0.0, stdout.deadline - loop.time())
+                after_s = max(0.0, output.deadline - loop.time())
                 if not is_at_end:
-                    drains.add(Drain(stdout.detach(), None, drains.discard))
+                    output.drain()
             except LocalRedirect:
-                after_s = max(0.0, stdout.deadline - loop.time())
+                after_s = max(0.0, output.deadline - loop.time())
                 raise
             except asyncio.CancelledError:
                 kill_after_s = min(kill_after_s, _DEPARTED_KILL_AFTER_S)
                 raise
             finally:
                 child.end(after_s, kill_after_s=kill_after_s)
+        if output.is_brief:
+            if len(self._brief) < _REMEMBERED:
+                self._brief.add(script.filename)
+        else:
+            self._brief.discard(script.filename)
+
+    def _log_lines(self, script: Script) -> LogLines:
+        name = escape(script.script_name)
+        log = partial(logger.warning, "%s: %s", name)
+        return LogLines(log, limit_bytes=self._stderr_limit_bytes)
+
+    def _watch_anew(self) -> PipeWatcher:
+        """Return a watcher for the running loop, which is the first or another than before."""
+        if self._watcher is not None:
+            self._watcher.close()
+        self._watcher = pipe_watcher()
+        return self._watcher
 
     async def _relay(
-        self, child: Child, stdout: OutputPipe, relay: ResponseRelay, name: str
+        self, command: ChildCommand, script: Script, output: ChildOutput, relay: ResponseRelay
     ) -> bool:
         """Relay output until the response is complete; true if that is all of the output."""
-        loop = asyncio.get_running_loop()
+        loop = output.loop
         is_last = False
         while not (is_last or relay.is_complete):
             try:
-                data = await stdout.read()
-            except TimeoutError:
-                raise _failure(relay, GatewayTimeout, f"{name}: not done in time") from None
+                data = await output.read()
+            except TimeoutError as error:
+                message = f"{escape(script.script_name)}: {error}"
+                raise _failure(relay, GatewayTimeout(message)) from None
             is_last = not data
             if data and len(data) < READ_BYTES:
-                # Most scripts write once, and are gone: then the length is known.
-                more = stdout.read_now(READ_BYTES - len(data))
+                # It may have been all. If not, it has one turn of the loop to become all,
+                # before a head is sent that cannot tell the length.
+                more = output.read_now(READ_BYTES - len(data))
+                if more is None and not relay.is_started:
+                    await asyncio.sleep(0)
+                    more = output.read_now(READ_BYTES - len(data))
                 if more is not None:
                     data += more
                     is_last = not more
-            code = await _exit_code(child) if is_last else None
+            code = None
+            if is_last:
+                try:
+                    code = await output.exit_code(_EXIT_S)
+                except OSError as error:
+                    raise _failure(relay, _start_failure(command, error)) from error
+                except BackendError as error:
+                    raise _failure(relay, error) from error
             is_killed = code is not None and code < 0
             started_at = loop.time()
             try:
                 # Of a script that crashed, nobody knows whether that was all.
                 await relay.feed(data, is_last=is_last and not is_killed)
             except (BadGateway, Truncated) as error:
-                message = f"{name}: {error}"
+                message = f"{escape(script.script_name)}: {error}"
                 if code is not None:
                     message += f"; the script {explain_exit(code)}"
                 raise type(error)(message) from error
             if code is not None and is_killed and not relay.is_complete:
-                raise _failure(relay, BadGateway, f"{name}: the script {explain_exit(code)}")
-            # A slow client does not use up the script's time.
-            stdout.postpone(loop.time() - started_at)
+                message = f"{escape(script.script_name)}: the script {explain_exit(code)}"
+                raise _failure(relay, BadGateway(message))
             if not is_last:
+                # A slow client does not use up the script's time.
+                output.postpone(loop.time() - started_at)
                 # Where both sides are fast, neither ever waits: others have their turn.
                 await asyncio.sleep(0)
         return is_last
 
 
-def _failure(relay: ResponseRelay, early: type[BackendError], message: str) -> Exception:
+def _failure(relay: ResponseRelay, error: BackendError) -> Exception:
     """Return what to raise: an error to be answered, or a cut when it is too late for that."""
-    return Truncated(message) if relay.is_started else early(message)
+    return Truncated(str(error)) if relay.is_started else error
 
 
-async def _exit_code(child: Child) -> int | None:
-    """Return how the child ended; None if its output ended before it did."""
-    if not child.exited.done():
-        await asyncio.wait((child.exited,), timeout=_EXIT_S)
-    return child.exited.result() if child.exited.done() else None
+def _start_failure(command: ChildCommand, error: OSError) -> BackendError:
+    reason = explain_failure(command, error)
+    if error.errno in EXHAUSTED:
+        return Unavailable(reason, retry_after_s=1)
+    return BadGateway(reason)

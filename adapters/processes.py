@@ -35,26 +35,34 @@ class ChildCommand:
     """What to run: ``argv[0]`` is the program, as an absolute path.
 
     ``environ`` is the whole environment, ``cwd`` the directory to start in,
-    ``stdin`` what there is to read.
+    ``stdin`` what there is to read, or a descriptor to hand on, such as a listening
+    socket's. With ``has_one_output`` stderr is the same as stdout.
     """
 
     argv: tuple[str, ...]
     environ: Mapping[bytes, bytes]
     cwd: str
-    stdin: SpooledBody
+    stdin: SpooledBody | int
+    has_one_output: bool = False
 
 
 class Child(Protocol):
     """A child that was started. Its reaping is nobody's care but its own.
 
     ``stdout`` and ``stderr`` are our ends of its pipes, non-blocking, which the
-    caller closes. ``exited`` gets the exit code when the child has been reaped,
-    minus the signal's number if a signal ended it.
+    caller closes (``stderr`` is -1 where there is one output). ``exited`` gets the
+    exit code when the child has been reaped, minus the signal's number if a signal
+    ended it. `Spawn` may return before the child runs: if it never does, ``exited``
+    is cancelled, and ``failure`` is what `Spawn` would have raised.
     """
 
+    pid: int
     stdout: int
     stderr: int
     exited: asyncio.Future[int]
+    failure: Exception | None
+    #: Whether descendants may be left after its exit, and hold its pipes.
+    has_descendants: bool
 
     def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
         """Have all that is left of the child's group ended, without waiting for it.
@@ -69,9 +77,12 @@ class Child(Protocol):
 Spawn: TypeAlias = Callable[[ChildCommand], Awaitable[Child]]
 
 
-async def spawn_process(command: ChildCommand) -> Child:
-    """Start a child by `subprocess`, in a thread: the `Spawn` for any asyncio server."""
-    launch = _Launch(command)
+async def spawn_process(command: ChildCommand, *, umask: int = _UMASK) -> Child:
+    """Start a child by `subprocess`, in a thread: the `Spawn` for any asyncio server.
+
+    A ``umask`` of -1 is this process's own.
+    """
+    launch = _Launch(command, umask)
     try:
         process = await asyncio.to_thread(launch.run)
     except asyncio.CancelledError:
@@ -87,9 +98,10 @@ class _Launch:
     then.
     """
 
-    def __init__(self, command: ChildCommand) -> None:
-        self.stdio = Stdio(command.stdin)
+    def __init__(self, command: ChildCommand, umask: int) -> None:
+        self.stdio = Stdio(command.stdin, has_one_output=command.has_one_output)
         self._command = command
+        self._umask = umask
         self._lock = threading.Lock()
         self._is_begun = False
         self._is_abandoned = False
@@ -110,7 +122,7 @@ class _Launch:
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
-                umask=_UMASK,
+                umask=self._umask,
             )
         except BaseException:
             self.stdio.close()
@@ -148,6 +160,9 @@ class _Process:
 
     def __init__(self, process: subprocess.Popen[bytes], stdio: Stdio) -> None:
         self._process = process
+        self.failure: Exception | None = None
+        self.has_descendants = True
+        self.pid = process.pid
         self.stdout = stdio.stdout
         self.stderr = stdio.stderr
         self._loop = asyncio.get_running_loop()
@@ -260,6 +275,8 @@ def explain_failure(command: ChildCommand, error: OSError) -> str:
             reason = f"permission denied: {what}a directory above it or its file system"
     elif error.errno == errno.ENOEXEC:
         reason = "not a program of this machine, nor a script with a #! line"
+    elif error.errno == errno.EAGAIN:
+        reason = "the user or the system has as many processes as it may (rlimits.nproc)"
     elif error.errno == errno.E2BIG:
         reason = "arguments and environment are too large for the system"
     return f"cannot run {program!r}: {reason}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -19,8 +19,10 @@ from ...adapters.processes import Child, ChildCommand, spawn_process
 from ...adapters.slots import Slots
 from ...protocols.asgi import Receive, Scope, Send
 from .. import limits as default
-from ..spawn.client import Spawner
-from ..spawn.confinement import RLIMITS, Confinement, User
+from ..spawn.client import Spawner, Warm
+from ..spawn.confinement import RLIMITS, Confinement, child_user
+from ..spawn.interpreters import Eligible
+from ..spawn.warm import examine
 from .base import Backend
 
 logger = logging.getLogger("tetrapylon.gateway")
@@ -34,14 +36,17 @@ class CgiBackend(Backend):
 
     At most ``children`` run at once; ``queue`` more requests wait for a place, for
     ``queue_wait_s`` at most (0: for ever). ``rlimits`` (see `Confinement`) change
-    single ones of the safe defaults; ``user`` and ``group`` are whom the scripts
-    run as, where the gateway is root. All other arguments are `CgiToAsgi`'s.
+    single ones of the safe defaults; with ``warm`` scripts of interpreters that can be
+    kept ready are run by such (see `warm`); ``user`` and ``group`` are whom the scripts
+    run as, if not whom the gateway runs as; for others it must be root. All other
+    arguments are `CgiToAsgi`'s.
 
     ``spawner`` is the server's, entered before and left after this backend;
     without one, children are started in threads, and have no limits.
 
     Raises `FileNotFoundError` if there is no ``script``, `LookupError` for an
-    unknown user or group, `ValueError` for limits that nothing can run under.
+    unknown user or group, `ValueError` for one that only root could choose and for
+    limits that nothing can run under.
     """
 
     kind = "cgi"
@@ -53,6 +58,7 @@ class CgiBackend(Backend):
         *,
         spawner: Spawner | None,
         timeout_s: float = default.CGI_TIME_S,
+        idle_timeout_s: float = default.CGI_IDLE_S,
         kill_after_s: float = default.CGI_KILL_AFTER_S,
         children: int = default.CGI_CHILDREN,
         queue: int = default.QUEUE,
@@ -64,6 +70,7 @@ class CgiBackend(Backend):
         interpreters: Mapping[str, str] | None = None,
         rlimits: Mapping[str, int] | None = None,
         umask: int = 0o077,
+        warm: bool = False,
         user: str | None = None,
         group: str | None = None,
         body_limit_bytes: int | None = None,
@@ -76,8 +83,10 @@ class CgiBackend(Backend):
         self._confinement = Confinement(
             rlimits=tuple({**RLIMITS, **(rlimits or {})}.items()),
             umask=umask,
-            user=User.find(user, group) if user is not None else None,
+            user=child_user(user, group),
         )
+        self._is_warm = warm
+        self._programs = frozenset((interpreters or {}).values())
         self._slots = Slots(children, queue=queue, wait_s=queue_wait_s, name=name)
         self._app = CgiToAsgi(
             script,
@@ -86,6 +95,7 @@ class CgiBackend(Backend):
             env_pass=env_pass,
             pass_authorization=pass_authorization,
             timeout_s=timeout_s,
+            idle_timeout_s=idle_timeout_s,
             kill_after_s=kill_after_s,
             stderr_limit_bytes=stderr_bytes,
             head_limit_bytes=response_head_bytes,
@@ -101,6 +111,8 @@ class CgiBackend(Backend):
             raise OSError("scripts can run as another user on Linux only")
         else:
             logger.warning("%s: no resource limits for CGI scripts on this system", self.name)
+            if self._is_warm:
+                logger.warning("%s: scripts run warm on Linux only; here all run plain", self.name)
         return self
 
     async def __aexit__(
@@ -111,9 +123,9 @@ class CgiBackend(Backend):
     ) -> None:
         self._app.close()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request by a run of a script."""
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
     def describe(self) -> str:
         """Say in a few words what is served."""
@@ -127,12 +139,20 @@ class CgiBackend(Backend):
                 child = await spawn_process(command)
                 child.exited.add_done_callback(self._on_exit)
                 return child
-            asked = self._spawner.spawn(command, self._confinement)
+            warm = self._warm(command) if self._is_warm else None
+            asked = self._spawner.spawn(command, self._confinement, warm)
         except BaseException:
             self._slots.release()
             raise
         asked.exited.add_done_callback(self._on_exit)
-        return await asked.started()
+        return asked
+
+    def _warm(self, command: ChildCommand) -> Warm | None:
+        """Say which warm process is to run a script, if any can."""
+        program = command.argv[0] if command.argv[0] in self._programs else None
+        script_at = 0 if program is None else 1
+        template = examine(command.argv[script_at], program, command.environ)
+        return Warm(template, script_at) if isinstance(template, Eligible) else None
 
     def _on_exit(self, _: asyncio.Future[int]) -> None:
         self._slots.release()

@@ -30,6 +30,7 @@ import pytest
 import uvicorn
 import uvloop
 
+from tetrapylon.adapters import child_output
 from tetrapylon.adapters.cgi_to_asgi import CgiToAsgi
 from tetrapylon.adapters.errors import (
     BadGateway,
@@ -160,7 +161,7 @@ def spawning(setting: str) -> Callable[[], Any]:
             await spawner.prepare(confinement)
 
             async def spawn(command: ChildCommand) -> Child:
-                return await spawner.spawn(command, confinement).started()
+                return spawner.spawn(command, confinement)
 
             yield spawn
 
@@ -758,7 +759,8 @@ def test_background_process_writes_on(run: Runner, spawning: Any, scripts: Path)
             assert client.is_complete
             assert time.monotonic() - started_at < 5
             for pid in processes_in(scripts):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     run(main())
 
@@ -1000,6 +1002,196 @@ def test_head_and_redirects(run: Runner, spawning: Any, scripts: Path) -> None:
             assert (await Client("/nph-x").ask(app)).status == 404
 
     run(main())
+
+
+def test_sse_from_a_shell_script(run: Runner, spawning: Any, scripts: Path) -> None:
+    """Each event is there before the next is written; the script waits for our word."""
+    write(
+        scripts,
+        "#!/bin/sh\nprintf 'Content-Type: text/event-stream\\n\\n'\n"
+        "for i in 1 2 3; do printf 'data: %s\\n\\n' $i; until [ -e seen.$i ]; do :; done; done\n",
+    )
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            client = Client()
+            asking = asyncio.ensure_future(client.ask(cgi(scripts, spawn=spawn)))
+            events = b""
+            for count in (b"1", b"2", b"3"):
+                events += b"data: " + count + b"\n\n"
+                await until(lambda: client.body == events, "the event has come")  # noqa: B023
+                (scripts / f"seen.{count.decode()}").touch()
+            await asking
+            assert client.is_complete
+            assert b"content-length" not in client.fields
+
+    run(main())
+
+
+def test_what_is_written_once_comes_before_the_end(
+    run: Runner, spawning: Any, scripts: Path
+) -> None:
+    """A script that writes head and body at once, and then works on, is not waited for."""
+    write(
+        scripts, "#!/bin/sh\nprintf 'Content-Type: a/b\\n\\nhello'\nuntil [ -e go ]; do :; done\n"
+    )
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            client = Client()
+            asking = asyncio.ensure_future(client.ask(cgi(scripts, spawn=spawn)))
+            await until(lambda: client.body == b"hello", "what there is has come")
+            assert not client.is_complete
+            (scripts / "go").touch()
+            await asking
+            assert client.is_complete
+
+    run(main())
+
+
+def test_nph(run: Runner, spawning: Any, scripts: Path) -> None:  # CGI-5-NPH, CGI-5-DIRECT
+    """A whole response, by the script's name; what it says of the connection stays here."""
+    head = "HTTP/1.0 402 Pay\\nContent-Type: text/plain\\nServer: mine\\nConnection: keep-alive\\n"
+    write(
+        scripts,
+        f"#!/bin/sh\nprintf '{head}\\nhello'\nuntil [ -e go ]; do :; done\necho ' there'\n",
+        "nph-slow",
+    )
+    write(
+        scripts,
+        "#!/bin/sh\nprintf 'HTTP/1.1 200 OK\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n'\n"
+        "printf '5\\r\\nhello\\r\\n0\\r\\n\\r\\n'; cat\n",
+        "nph-chunked",
+    )
+    write(scripts, "#!/bin/sh\nprintf 'Content-Type: text/plain\\n\\nhello'\n", "nph-none")
+    write(
+        scripts,
+        "#!/bin/sh\nprintf 'HTTP/1.1 200 OK\\nContent-Length: 99\\n\\n'; head -c 98 /dev/zero\n",
+        "nph-short",
+    )
+    write(scripts, "#!/bin/sh\nprintf 'HTTP/1.1 200 OK\\n\\nhell'; kill -9 $$\n", "nph-killed")
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            app = cgi(scripts, spawn=spawn)
+            client = Client("/nph-slow")
+            asking = asyncio.ensure_future(client.ask(app))
+            await until(lambda: client.body == b"hello", "it is not kept back")
+            (scripts / "go").touch()
+            await asking
+            assert client.body == b"hello there\n"
+            assert client.starts[0]["status"] == 402
+            assert client.fields == {b"content-type": b"text/plain", b"server": b"mine"}
+            client = await Client("/nph-chunked", body=b"CGI-4.2-NPH").ask(app)
+            assert (client.body, client.is_complete) == (b"hello", True)
+            client = await Client("/nph-chunked", method="HEAD").ask(app)
+            assert (client.body, client.is_complete) == (b"", True)
+            with pytest.raises(BadGateway, match="status line"):
+                await Client("/nph-none", is_under_gateway=True).ask(app)
+            for broken, message in (("/nph-short", "connection ended"), ("/nph-killed", "SIGKILL")):
+                with pytest.raises((BadGateway, Truncated), match=message):
+                    await Client(broken, is_under_gateway=True).ask(app)
+
+    run(main())
+
+
+def test_head_of_a_script_that_never_ends(run: Runner, spawning: Any, scripts: Path) -> None:
+    """What nobody wants is not read for long: the script is told by a closed pipe."""
+    write(scripts, f"#!/bin/sh\necho $$ > pid\n{HEAD}while :; do echo more; done\n")
+    write(
+        scripts,
+        f"#!/bin/sh\n{HEAD}head -c 500000 /dev/zero && echo all > written\n",
+        "some",
+    )
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            app = cgi(scripts, timeout_s=60, spawn=spawn)
+            client = await Client(method="HEAD").ask(app)
+            assert (client.status, client.body, client.is_complete) == (200, b"", True)
+            pid = int((scripts / "pid").read_text())
+            await until(lambda: is_dead(pid), "it has got SIGPIPE", 6)
+            await Client("/some", method="HEAD").ask(app)
+            await until((scripts / "written").exists, "a little is read to its end", 6)
+
+    run(main())
+
+
+def test_head_of_a_stream_that_dawdles(
+    run: Runner, spawning: Any, scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However little it writes, and without any limit of time."""
+    monkeypatch.setattr(child_output, "_UNWANTED_S", 0.2)
+    write(scripts, f"#!/bin/sh\necho $$ > pid\n{HEAD}while :; do echo tick; sleep 0.05; done\n")
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            app = cgi(scripts, timeout_s=0, spawn=spawn)
+            await Client(method="HEAD").ask(app)
+            pid = int((scripts / "pid").read_text())
+            await until(lambda: is_dead(pid), "it has got SIGPIPE", 6)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_head_sent", [False, True])
+def test_idle(run: Runner, spawning: Any, scripts: Path, is_head_sent: bool) -> None:
+    """CGI-6.1-TIMEOUT: a script that says nothing for too long is ended, whatever its time is."""
+    head = f"{HEAD}for i in 1 2 3 4 5 6; do echo $i; sleep 0.1; done\n" if is_head_sent else ""
+    write(scripts, f"#!/bin/sh\necho $$ > pid\n{head}exec sleep 60\n")
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            app = cgi(scripts, timeout_s=60, idle_timeout_s=0.4, kill_after_s=1, spawn=spawn)
+            client = Client(is_under_gateway=True)
+            started_at = time.monotonic()
+            error = Truncated if is_head_sent else GatewayTimeout
+            with pytest.raises(error, match=r"nothing for 0\.4 s"):
+                await client.ask(app)
+            assert time.monotonic() - started_at > (0.9 if is_head_sent else 0.35)
+            assert client.body == (b"1\n2\n3\n4\n5\n6\n" if is_head_sent else b"")
+            pid = int((scripts / "pid").read_text())
+            await until(lambda: is_dead(pid), "it is ended", 4)
+
+    run(main())
+
+
+def test_a_reader_who_idles_is_not_the_script(run: Runner, spawning: Any, scripts: Path) -> None:
+    write(scripts, f"#!/bin/sh\n{HEAD}head -c 300000 /dev/zero\n")
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            client = Client()
+            client.reads.clear()
+            app = cgi(scripts, idle_timeout_s=0.3, spawn=spawn)
+            asking = asyncio.ensure_future(client.ask(app))
+            await until(lambda: processes_in(scripts), "it runs")
+            await asyncio.sleep(0.6)
+            client.reads.set()
+            await asking
+            assert len(client.body) == 300000
+
+    run(main())
+
+
+@pytest.mark.parametrize("after", ["", "sleep 0.1", "exec >&- 2>&- ; sleep 0.1"])
+def test_stderr_is_logged_whenever_it_comes(
+    run: Runner, spawning: Any, scripts: Path, caplog: pytest.LogCaptureFixture, after: str
+) -> None:
+    write(scripts, f"#!/bin/sh\necho first >&2\n{HEAD}echo last >&2\n{after}\n")
+
+    async def main() -> None:
+        async with spawning() as spawn:
+            app = cgi(scripts, spawn=spawn)
+            await Client().ask(app)
+            await until(lambda: not app._drains, "all is read")
+            assert [record.getMessage() for record in caplog.records] == [
+                "/cgi/script: first",
+                "/cgi/script: last",
+            ]
+
+    with caplog.at_level(logging.WARNING):
+        run(main())
 
 
 # Languages

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tetrapylon.adapters.errors import Forbidden, NotFound, Truncated
-from tetrapylon.gateway.backends.static import PIECE_BYTES, StaticBackend
+from tetrapylon.gateway.backends.static import StaticBackend
+from tetrapylon.gateway.file_answers import PIECE_BYTES
 from tetrapylon.gateway.paths import normalise
 from tetrapylon.protocols.conditional import format_date
 from tetrapylon.protocols.errors import RemoteProtocolError
