@@ -1,19 +1,24 @@
-"""PHP found, started, watched and stopped; by stand-ins, and once by php-fpm itself."""
+"""PHP found, and run as `tetrapylon php` has it run; by a stand-in, and by php-fpm itself."""
 
+import json
 import os
-import pwd
-import signal
-import stat
+import socket
+import subprocess
 import sys
-import textwrap
-import time
 from pathlib import Path
 
 import pytest
 
 from tetrapylon.gateway import php
 from tetrapylon.gateway.config import Config, FastCgiSpec
-from tetrapylon.gateway.php import PhpFailure, PhpFpm, PhpProgram, find_php, php_tables, running_php
+from tetrapylon.gateway.php import (
+    PhpFailure,
+    PhpProgram,
+    describe_php,
+    existing_php,
+    find_php,
+    php_tables,
+)
 
 
 def program(file: Path, text: str = "#!/bin/sh\n") -> Path:
@@ -48,125 +53,67 @@ def test_what_cannot_be_run_is_not_taken(tmp_path) -> None:
     assert find_php((str(tmp_path),)) is None
 
 
+def spec_of(folder: Path, program: PhpProgram) -> FastCgiSpec:
+    spec = Config.from_dict(php_tables(folder, program), base=folder).backends["php"]
+    assert isinstance(spec, FastCgiSpec)
+    return spec
+
+
 def test_the_tables_are_a_configuration(tmp_path) -> None:
-    config = Config.from_dict(php_tables(tmp_path, "unix:/run/x.sock", "php-fpm"), base=tmp_path)
-    spec = config.backends["/"]
-    assert isinstance(spec, FastCgiSpec)
-    assert (spec.address, spec.root, spec.files) == ("unix:/run/x.sock", str(tmp_path), True)
+    fpm = program(tmp_path / "php-fpm8.2")
+    spec = spec_of(tmp_path, PhpProgram("fpm", str(fpm)))
+    assert (spec.root, spec.files, spec.processes) == (str(tmp_path), True, 1)
+    assert spec.connections == php.CHILDREN
+    assert str(fpm) in spec.spawn
     cgi = program(tmp_path / "php-cgi")
-    spec = Config.from_dict(php_tables(tmp_path, None, str(cgi))).backends["/"]
-    assert isinstance(spec, FastCgiSpec)
+    spec = spec_of(tmp_path, PhpProgram("cgi", str(cgi)))
     assert spec.spawn[0] == str(cgi)
     assert spec.processes == spec.connections
 
 
-# A stand-in for php-fpm: listens where its configuration says, until QUIT.
+def test_what_is_said_of_it(tmp_path) -> None:
+    described = describe_php(tmp_path, PhpProgram("fpm", "/usr/sbin/php-fpm8.2"))
+    assert described == {"php": f"PHP scripts in {tmp_path}, by php-fpm8.2"}
+
+
+# What php-fpm sees where it is started.
 STAND_IN = """\
-#!{python}
-import re, signal, socket, sys
+#!{python} -IS
+import json, os, socket, sys
 text = open(sys.argv[sys.argv.index("--fpm-config") + 1]).read()
-open("{folder}/started", "a").write(text + "\\0")
-listening = socket.socket(socket.AF_UNIX)
-listening.bind(re.search("^listen = (.*)$", text, re.M)[1])
-listening.listen()
-signal.signal(signal.SIGQUIT, lambda *_: sys.exit(0))
-signal.pause()
+name, _, number = os.environ["FPM_SOCKETS"].rpartition("=")
+listening = socket.socket(fileno=int(number))
+print(json.dumps({{
+    "configuration": text,
+    "listen": name,
+    "is_listening": listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN),
+    "stdin": os.readlink("/dev/fd/0"),
+    "argv": sys.argv[1:],
+}}))
 """
 
 
-@pytest.fixture
-def stand_in(tmp_path) -> Path:
-    text = STAND_IN.format(python=sys.executable, folder=tmp_path)
-    return program(tmp_path / "php-fpm", text)
+def test_php_fpm_gets_the_socket_and_a_configuration_from_nowhere(tmp_path) -> None:
+    text = STAND_IN.format(python=sys.executable)
+    fpm = program(tmp_path / "php fpm", text)  # a space as in any path
+    spec = spec_of(tmp_path, PhpProgram("fpm", str(fpm)))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        done = subprocess.run(
+            spec.spawn, stdin=listening, stdout=subprocess.PIPE, check=True, timeout=30
+        )
+    seen = json.loads(done.stdout)
+    assert f"\nlisten = {seen['listen']}\n" in seen["configuration"]
+    assert "\npost_max_size" not in seen["configuration"]
+    assert f"\nphp_value[post_max_size] = {php.UPLOAD_MIB}M\n" in seen["configuration"]
+    assert seen["is_listening"]
+    assert seen["stdin"] == "/dev/null"
+    assert "--nodaemonize" in seen["argv"]
+    assert not os.path.exists(seen["listen"])
 
 
-def test_it_runs_from_enter_to_exit_and_leaves_nothing(tmp_path, stand_in) -> None:
-    with PhpFpm(str(stand_in), tmp_path) as running:
-        path = running.address.removeprefix("unix:")
-        assert stat.S_ISSOCK(os.stat(path).st_mode)
-        home = os.path.dirname(path)
-        assert stat.S_IMODE(os.stat(home).st_mode) == 0o700
-        process = running._process
-        assert process is not None
-    assert process.returncode == 0
-    assert not os.path.exists(home)
-
-
-def test_it_is_started_again_when_it_dies(tmp_path, stand_in, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(php.limits, "FASTCGI_BACKOFF_S", 0.01)
-    with PhpFpm(str(stand_in), tmp_path) as running:
-        first = running._process
-        assert first is not None
-        # The socket's file is left behind, as by any process that is killed.
-        os.unlink(running.address.removeprefix("unix:"))
-        os.kill(first.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while (tmp_path / "started").read_text().count("\0") < 2 and time.monotonic() < deadline:
-            time.sleep(0.02)
-        second = running._process
-    assert second is not first
-    assert second is not None
-    assert second.poll() is not None
-    assert "started again" in caplog.text
-
-
-def test_one_that_ends_at_once_is_a_failure(tmp_path) -> None:
-    bad = program(tmp_path / "php-fpm", "#!/bin/sh\nexit 78\n")
-    with pytest.raises(PhpFailure, match="ended at once with 78"):
-        PhpFpm(str(bad), tmp_path).__enter__()
-
-
-def test_one_that_never_listens_is_a_failure_and_is_ended(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(php, "START_S", 0.2)
-    text = f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 60\n"
-    bad = PhpFpm(str(program(tmp_path / "php-fpm", text)), tmp_path)
-    with pytest.raises(PhpFailure, match="does not listen"):
-        bad.__enter__()
-    assert bad._process is not None
-    assert bad._process.returncode == -signal.SIGQUIT
-
-
-def test_one_that_does_not_stop_is_killed(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(php, "STOP_S", 0.2)
-    text = textwrap.dedent("""\
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGQUIT, signal.SIG_IGN)
-        while True: signal.pause()
-    """)
-    stubborn = STAND_IN.partition("signal.signal(")[0] + text
-    file = program(tmp_path / "php-fpm", stubborn.format(python=sys.executable, folder=tmp_path))
-    with PhpFpm(str(file), tmp_path) as running:
-        process = running._process
-    assert process is not None
-    assert process.returncode == -signal.SIGKILL
-
-
-def test_without_any_php_the_packages_are_named(tmp_path, monkeypatch) -> None:
+def test_without_any_php_the_packages_are_named(monkeypatch) -> None:
     monkeypatch.setattr(php, "find_php", lambda: None)
-    with pytest.raises(PhpFailure, match="apt install php-fpm"), running_php(tmp_path):
-        raise AssertionError("nothing to run")
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root chooses a user")
-def test_root_s_php_runs_as_the_folder_s_owner_or_nobody(tmp_path) -> None:
-    nobody = pwd.getpwnam("nobody")
-    os.chown(tmp_path, nobody.pw_uid, nobody.pw_gid)
-    assert php._user_for(tmp_path) == nobody
-    os.chown(tmp_path, 0, 0)
-    tmp_path.chmod(0o700)
-    assert php._user_for(tmp_path) is None
-    open_to_all = php._user_for(Path("/usr"))
-    assert open_to_all is not None
-    assert open_to_all.pw_uid != 0
-
-
-def test_who_is_not_root_runs_php_as_themselves(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(php.os, "geteuid", lambda: 1000)
-    assert php._user_for(tmp_path) is None
-
-
-@pytest.mark.interop
-def test_php_fpm_itself_takes_the_configuration(tmp_path) -> None:
-    with running_php(tmp_path) as tables:
-        spec = Config.from_dict(tables, base=tmp_path).backends["/"]
-        assert isinstance(spec, FastCgiSpec)
+    with pytest.raises(PhpFailure, match="apt install php-fpm"):
+        existing_php()

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -19,9 +20,10 @@ from typing import Any, TypeVar
 import pytest
 
 from tetrapylon.adapters.errors import BadGateway
-from tetrapylon.gateway.backends import listening_processes
 from tetrapylon.gateway.backends.fastcgi import FastCgiBackend
-from tetrapylon.gateway.backends.listening_processes import SpawnFailure
+from tetrapylon.gateway.managed import generation, listening_socket
+from tetrapylon.gateway.managed.generation import SpawnFailure
+from tetrapylon.gateway.spawn.client import Spawner
 from tetrapylon.protocols.asgi import GATEWAY_EXTENSION, Message
 
 WITHIN_S = 15.0
@@ -82,22 +84,33 @@ def is_gone(pid: int) -> bool:
     return False
 
 
+@pytest.fixture(params=["helper", "threads"])
+def has_helper(request: pytest.FixtureRequest) -> bool:
+    return request.param == "helper"
+
+
 @contextlib.asynccontextmanager
-async def spawned(**options: Any) -> AsyncIterator[FastCgiBackend]:
-    backend = FastCgiBackend("app", **{"spawn": FLUP, **options})
-    async with backend:
-        pids = backend.pids
-        yield backend
-        pids = [*pids, *backend.pids]
-    # Nothing is left, neither process nor zombie.
-    assert not backend.pids
-    assert all(map(is_gone, pids))
+async def spawned(has_helper: bool = True, **options: Any) -> AsyncIterator[FastCgiBackend]:
+    """Start the application, by the spawn helper or as where there is none."""
+    async with contextlib.AsyncExitStack() as stack:
+        if has_helper:
+            options["spawner"] = await stack.enter_async_context(Spawner())
+        backend = FastCgiBackend("app", **{"spawn": FLUP, **options})
+        async with backend:
+            pids = backend.pids
+            yield backend
+            pids = [*pids, *backend.pids]
+        # Nothing is left, neither process nor zombie.
+        assert not backend.pids
+        assert all(map(is_gone, pids))
 
 
-def test_an_application_that_the_gateway_starts(run: Run[Any], tmp_path: Path) -> None:
+def test_an_application_that_the_gateway_starts(
+    run: Run[Any], tmp_path: Path, has_helper: bool
+) -> None:
     # FCGI-2.2-LISTENSOCK, FCGI-2.2-CLOSED
     async def main() -> None:
-        async with spawned(cwd=tmp_path, env={"COLOUR": "blue"}) as backend:
+        async with spawned(has_helper, cwd=tmp_path, env={"COLOUR": "blue"}) as backend:
             answer = await mirror(backend)
             assert answer["environ"]["SCRIPT_NAME"] == "/app"
             assert answer["environ"]["PATH_INFO"] == "/mirror"
@@ -110,14 +123,39 @@ def test_an_application_that_the_gateway_starts(run: Run[Any], tmp_path: Path) -
     run(main())
 
 
-def test_the_socket_is_private_and_goes_with_the_application(run: Run[Any]) -> None:
+def private_path(backend: FastCgiBackend) -> Path:
+    return Path(str(backend._app.connections.addresses[0]).removeprefix("unix:"))
+
+
+def test_the_socket_is_private_and_nowhere_in_the_file_system(
+    run: Run[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     async def main() -> None:
         async with spawned() as backend:
-            path = Path(str(backend._app.connections.address).removeprefix("unix:"))
+            path = private_path(backend)
+            assert path.is_socket()
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert not os.listdir(tmp_path)
+
+    run(main())
+
+
+def test_where_sockets_are_found_by_name_alone(
+    run: Run[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening_socket, "_DESCRIPTORS", "/nonexistent")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    async def main() -> None:
+        async with spawned() as backend:
+            path = private_path(backend)
             assert path.is_socket()
             assert path.stat().st_mode & 0o777 == 0o600
             assert path.parent.stat().st_mode & 0o777 == 0o700
-        assert not path.parent.exists()
+            assert path.is_relative_to(tmp_path)
+        assert not os.listdir(tmp_path)
 
     run(main())
 
@@ -154,9 +192,11 @@ def test_a_given_tcp_address(run: Run[Any]) -> None:
     run(main())
 
 
-def test_a_killed_process_is_replaced(run: Run[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_killed_process_is_replaced(
+    run: Run[Any], caplog: pytest.LogCaptureFixture, has_helper: bool
+) -> None:
     async def main() -> None:
-        async with spawned(processes=2) as backend:
+        async with spawned(has_helper, processes=2) as backend:
             first = backend.pids
             assert len(first) == 2
             began_at = time.monotonic()
@@ -184,7 +224,7 @@ def test_without_a_descriptor_for_a_process(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async def main() -> None:
-        async with spawned() as backend:
+        async with spawned(has_helper=False) as backend:
             (first,) = backend.pids
             os.kill(first, signal.SIGKILL)
             await until(lambda: backend.pids not in ([first], []))
@@ -247,9 +287,9 @@ def test_what_it_says_goes_to_the_log(
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        (["/nonexistent/app", "x"], {}, "cannot start /nonexistent/app x: No such file"),
-        ([sys.executable], {"cwd": "/nonexistent"}, "No such file or directory: /nonexistent"),
-        (["/"], {}, "Permission denied"),
+        (["/nonexistent/app", "x"], {}, "cannot run '/nonexistent/app': there is no such program"),
+        ([sys.executable], {"cwd": "/nonexistent"}, "cannot enter the directory '/nonexistent'"),
+        (["/"], {}, "permission denied"),
         (
             [sys.executable, "-c", "import no_such_module"],
             {},
@@ -260,14 +300,14 @@ def test_what_it_says_goes_to_the_log(
     ],
 )
 def test_one_that_does_not_start_stops_the_start(
-    run: Run[Any], command: list[str], options: dict[str, Any], message: str
+    run: Run[Any], command: list[str], options: dict[str, Any], message: str, has_helper: bool
 ) -> None:
     async def main() -> None:
         with pytest.raises(SpawnFailure) as caught:
-            async with FastCgiBackend("app", spawn=command, **options):
+            async with spawned(has_helper, spawn=command, **options):
                 pass
         assert message in str(caught.value)
-        assert command[0] in str(caught.value)
+        assert str(caught.value).startswith("app: ")
 
     run(main())
 
@@ -279,7 +319,7 @@ def test_a_socket_that_cannot_be_reached_stops_the_start(
         raise BadGateway("cannot connect to unix:x: No such file or directory")
 
     async def main() -> None:
-        monkeypatch.setattr(listening_processes, "connect", refuse)
+        monkeypatch.setattr(generation, "connect", refuse)
         with pytest.raises(SpawnFailure, match="cannot connect"):
             async with spawned():
                 pass
@@ -297,10 +337,12 @@ while True: listener.accept()[0].close()
 """
 
 
-def test_one_that_ignores_sigterm_is_killed_with_its_group(run: Run[Any], tmp_path: Path) -> None:
+def test_one_that_ignores_sigterm_is_killed_with_its_group(
+    run: Run[Any], tmp_path: Path, has_helper: bool
+) -> None:
     async def main() -> None:
         command = [sys.executable, "-c", STUBBORN]
-        async with spawned(spawn=command, cwd=tmp_path, kill_after_s=0.3):
+        async with spawned(has_helper, spawn=command, cwd=tmp_path, kill_after_s=0.3):
             pids = [int(text) for text in (tmp_path / "pids").read_text().split()]
             began_at = time.monotonic()
         assert time.monotonic() - began_at < 5
@@ -332,12 +374,14 @@ while not ending: listener.accept()[0].close()
 """
 
 
-def test_processes_that_sit_in_accept_end_at_once(run: Run[Any], tmp_path: Path) -> None:
+def test_processes_that_sit_in_accept_end_at_once(
+    run: Run[Any], tmp_path: Path, has_helper: bool
+) -> None:
     # As flup may: they take note of SIGTERM, and see to it when accept() returns.
     async def main() -> None:
         command = [sys.executable, "-c", POLITE]
         async with spawned(
-            spawn=command, cwd=tmp_path, processes=3, kill_after_s=WITHIN_S
+            has_helper, spawn=command, cwd=tmp_path, processes=3, kill_after_s=WITHIN_S
         ) as backend:
             await until(lambda: (tmp_path / "ready").read_text() == "\n" * 3)
             await until(lambda: all(state(pid) == "S" for pid in backend.pids))
@@ -364,7 +408,7 @@ def test_cancelling_the_start_leaves_nothing(run: Run[Any], tmp_path: Path) -> N
 
 def test_connections_by_default() -> None:
     def limit(backend: FastCgiBackend) -> int:
-        return backend._app.connections._limit
+        return backend._app.connections.limit
 
     assert limit(FastCgiBackend("a", address="a:1")) == 32
     assert limit(FastCgiBackend("a", spawn=["x"], processes=2)) == 32
