@@ -37,21 +37,27 @@ class Usage(NamedTuple):
 class SpawnedChild:
     """A `Child`, from the moment that it was asked for.
 
-    ``exited`` is cancelled if it never ran. ``usage`` is there once it has a
-    result.
+    ``exited`` is cancelled if it never ran, and ``failure`` then says why.
+    ``usage`` is there once it has a result. Until `started` fails, our ends of its
+    pipes are the caller's.
     """
 
     def __init__(self, id: int, command: ChildCommand, owner: Owner) -> None:
         self.id = id
         self.pid = 0
+        self.is_warm = False
         self.usage: Usage | None = None
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = loop.create_future()
-        self._started: asyncio.Future[None] = loop.create_future()
+        self.failure: Exception | None = None
+        self.has_descendants = True
+        self._started: asyncio.Future[None] | None = None
+        self._is_sent = False
+        self.command = command
         self._cwd = command.cwd
         self._program = command.argv[0]
         self._owner = owner
-        self._stdio = Stdio(command.stdin)
+        self._stdio = Stdio(command.stdin, has_one_output=command.has_one_output)
         self.stdout = self._stdio.stdout
         self.stderr = self._stdio.stderr
         # Cleared when nothing is left to be ended.
@@ -68,34 +74,49 @@ class SpawnedChild:
         Raises `OSError` for what the system said (see `Spawn`), and `Unavailable`
         if there is nobody to ask; then, and if cancelled, nothing is left behind.
         """
-        try:
-            async with asyncio.timeout(_START_S):
-                await self._started
-        except TimeoutError:
-            self._withdraw()
-            raise Unavailable(f"{self._program!r} has not started in {_START_S:g} s") from None
-        except BaseException:
-            self._withdraw()
-            raise
-        self._stdio.close_child_ends()
+        if not self.pid and self.failure is None:
+            self._started = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(_START_S):
+                    await self._started
+            except TimeoutError:
+                self._abandon()
+                raise Unavailable(f"{self._program!r} has not started in {_START_S:g} s") from None
+            except BaseException:
+                self._abandon()
+                raise
+        if self.failure is not None:
+            self._abandon()
+            raise self.failure
         return self
 
-    def _withdraw(self) -> None:
-        self._owner.withdraw(self)
+    def _abandon(self) -> None:
         self.end(kill_after_s=0.0)
         self._stdio.close()
 
+    def give_streams(self, uid: int) -> None:
+        """Make what it has as its streams a user's own, to be opened again as /dev/stdout is."""
+        self._stdio.give(uid)
+
     def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
         """End what is left of the child and its descendants; see `Child.end`."""
-        if self._is_endable and after_s != math.inf:
+        if not self._is_sent:
+            self._owner.withdraw(self)
+        elif self._is_endable and after_s != math.inf:
             self._owner.send(
                 {"op": "end", "id": self.id, "after_s": after_s, "kill_after_s": kill_after_s}
             )
 
-    def on_started(self, pid: int) -> None:
+    def on_sent(self) -> None:
+        """Take note that the helper has been asked, and has the child's ends of the pipes."""
+        self._is_sent = True
+        self._stdio.close_child_ends()
+
+    def on_started(self, pid: int, *, is_warm: bool = False) -> None:
         """Take the helper's word."""
         self.pid = pid
-        if not self._started.done():
+        self.is_warm = is_warm
+        if self._started is not None and not self._started.done():
             self._started.set_result(None)
 
     def on_failed(self, number: int, place: int) -> None:
@@ -106,7 +127,7 @@ class SpawnedChild:
     def on_exited(self, code: int, usage: Usage, has_descendants: bool) -> None:
         """Take the helper's word that the child was reaped."""
         self.usage = usage
-        self._is_endable = has_descendants
+        self._is_endable = self.has_descendants = has_descendants
         if not self.exited.done():
             self.exited.set_result(code)
 
@@ -121,8 +142,8 @@ class SpawnedChild:
             if not self.exited.done():
                 self.exited.set_result(-signal.SIGKILL)
             return
+        self.failure = error
+        self._stdio.close_child_ends()
         self.exited.cancel()
-        if not self._started.done():
-            self._started.set_exception(error)
-            # Whoever waited may have been cancelled meanwhile.
-            self._started.exception()
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)

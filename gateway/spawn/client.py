@@ -16,6 +16,7 @@ import errno
 import itertools
 import logging
 import marshal
+import math
 import os
 import socket
 import subprocess
@@ -25,10 +26,13 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from ...adapters.errors import Unavailable
+from ...adapters.log_lines import escape
 from ...adapters.processes import ChildCommand
 from . import helper
 from .child import SpawnedChild, Usage
 from .confinement import Confinement
+from .interpreters import Eligible
+from .warm import explain_trouble
 
 logger = logging.getLogger("tetrapylon.gateway.spawn")
 
@@ -38,7 +42,17 @@ _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MOST_S = 5.0
 # A helper that lived this long did not die of how it was started.
 _HEALTHY_S = 30.0
-_REPLIES_AT_ONCE = 64
+_WARN_EVERY_S = 60.0
+_WARNED = 256
+_REPLIES_BYTES = helper.REPLIES * helper.REPLY.size
+_TROUBLE = bytes((helper.TROUBLE,))
+
+
+class Warm(NamedTuple):
+    """How a child may be made by a warm process; ``script_at``: where in its argv the script is."""
+
+    template: Eligible
+    script_at: int
 
 
 class _Packet(NamedTuple):
@@ -53,6 +67,8 @@ class _HelperProcess:
     def __init__(self, executable: str, confinement: Confinement) -> None:
         self._executable = executable
         self._confinement = confinement
+        # Whose the streams of children are to be, if not ours.
+        self._owner_uid = confinement.user.uid if confinement.user is not None else 0
         self._ids = itertools.count(1)
         self._children: dict[int, SpawnedChild] = {}
         self._outbox: deque[_Packet] = deque()
@@ -63,6 +79,7 @@ class _HelperProcess:
         self._backoff_s = 0.0
         self._started_at = 0.0
         self._is_closed = False
+        self._warned: dict[tuple[tuple[str, ...], str], float] = {}
 
     @property
     def pid(self) -> int | None:
@@ -121,18 +138,23 @@ class _HelperProcess:
             env=environ,
         )
 
-    def spawn(self, command: ChildCommand) -> SpawnedChild:
+    def spawn(self, command: ChildCommand, warm: Warm | None) -> SpawnedChild:
         """Ask for a child. Raises `Unavailable` while there is no helper, or `OSError`."""
         if self._socket is None or self._ready is not None:
             raise Unavailable("the spawn helper is being started", retry_after_s=1)
         child = SpawnedChild(next(self._ids), command, self)
-        message = {
-            "op": "spawn",
+        if self._owner_uid:
+            child.give_streams(self._owner_uid)
+        message: dict[str, Any] = {
+            "op": "spawn" if warm is None else "warm",
             "id": child.id,
             "argv": [os.fsencode(word) for word in command.argv],
             "environ": dict(command.environ),
             "cwd": os.fsencode(command.cwd),
         }
+        if warm is not None:
+            message["template"] = tuple(warm.template)
+            message["script_at"] = warm.script_at
         self._children[child.id] = child
         self.send(message, child)
         return child
@@ -160,33 +182,39 @@ class _HelperProcess:
                 self._drop(child.id, error)
                 return
             data = helper.STORED
-        self._outbox.append(_Packet(data, fds, child))
-        if len(self._outbox) == 1:
-            self._flush()
+        packet = _Packet(data, fds, child)
+        if self._outbox:
+            self._outbox.append(packet)
+        elif not self._send_packet(self._socket, packet):
+            self._outbox.append(packet)
+            asyncio.get_running_loop().add_writer(self._socket.fileno(), self._flush)
 
     def _flush(self) -> None:
         sock = self._socket
         assert sock is not None
-        loop = asyncio.get_running_loop()
         while self._outbox:
-            packet = self._outbox[0]
-            ancillary = []
-            if packet.fds:
-                rights = array.array("i", packet.fds)
-                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, rights))
-            try:
-                sock.sendmsg([packet.data], ancillary)
-            except BlockingIOError:
-                loop.add_writer(sock.fileno(), self._flush)
+            if not self._send_packet(sock, self._outbox[0]):
                 return
-            except ConnectionError:
-                # Its end of file is told to the reader.
-                break
-            except OSError as error:
-                if packet.child is not None:
-                    self._drop(packet.child.id, error)
-            self._close_stored(self._outbox.popleft())
-        loop.remove_writer(sock.fileno())
+            self._outbox.popleft()
+        asyncio.get_running_loop().remove_writer(sock.fileno())
+
+    def _send_packet(self, sock: socket.socket, packet: _Packet) -> bool:
+        """Send a packet; False if it has to wait until the helper has taken others."""
+        data, fds, child = packet
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else ()
+        try:
+            sock.sendmsg((data,), rights)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            pass  # its end of file is told to the reader, who drops the child
+        except OSError as error:
+            if child is not None:
+                self._drop(child.id, error)
+        self._close_stored(packet)
+        if child is not None:
+            child.on_sent()
+        return True
 
     @staticmethod
     def _close_stored(packet: _Packet) -> None:
@@ -199,19 +227,25 @@ class _HelperProcess:
             child.on_lost(error)
 
     def _on_readable(self) -> None:
-        for _ in range(_REPLIES_AT_ONCE):
-            if self._socket is None:
-                return
-            try:
-                data = self._socket.recv(helper.REPLY.size)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                data = b""
-            if len(data) != helper.REPLY.size:
-                self._on_death()
-                return
-            self._on_reply(*helper.REPLY.unpack(data))
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(_REPLIES_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if data[:1] == _TROUBLE:
+            data, text = data[: helper.REPLY.size], data[helper.REPLY.size :]
+            _, id, value, place, *_ = helper.REPLY.unpack(data)
+            child = self._children.get(id)
+            if child is not None:
+                self._warn(child.command, explain_trouble(place, value, escape(text)))
+            return
+        if not data or len(data) % helper.REPLY.size:
+            self._on_death()
+            return
+        for reply in helper.REPLY.iter_unpack(data):
+            self._on_reply(*reply)
 
     def _on_reply(
         self, op: int, id: int, value: int, place: int, user_s: float, system_s: float, rss: int
@@ -230,13 +264,24 @@ class _HelperProcess:
         if child is None:
             return
         if op == helper.STARTED:
-            child.on_started(value)
+            child.on_started(value, is_warm=bool(place))
         elif op == helper.EXITED:
             del self._children[id]
             child.on_exited(value, Usage(user_s, system_s, rss), bool(place))
         elif op == helper.FAILED:
             del self._children[id]
             child.on_failed(value, place)
+
+    def _warn(self, command: ChildCommand, trouble: str) -> None:
+        """Tell why a script runs plain, once in a while for each script."""
+        now = asyncio.get_running_loop().time()
+        key = (command.argv, trouble)
+        if self._warned.get(key, -math.inf) + _WARN_EVERY_S > now:
+            return
+        if len(self._warned) >= _WARNED:
+            self._warned.clear()
+        self._warned[key] = now
+        logger.warning("%s runs plain: %s", " ".join(command.argv), trouble)
 
     def _hang_up(self) -> None:
         """Forget the socket, and everything that was asked through it."""
@@ -367,13 +412,18 @@ class Spawner:
                 await helper_process.start()
                 self._helpers[confinement] = helper_process
 
-    def spawn(self, command: ChildCommand, confinement: Confinement) -> SpawnedChild:
+    def spawn(
+        self, command: ChildCommand, confinement: Confinement, warm: Warm | None = None
+    ) -> SpawnedChild:
         """Ask for a child, whose `SpawnedChild.started` is then to be awaited.
+
+        With ``warm`` it is made by that warm process once there is one, and is else
+        started as without.
 
         ``confinement`` must have been prepared. Raises `Unavailable` while the
         helper is being restarted, `OSError` if there are no pipes to be had.
         """
-        return self._helpers[confinement].spawn(command)
+        return self._helpers[confinement].spawn(command, warm)
 
     def helper_pids(self) -> list[int]:
         """Return the pids of the helpers that run now."""

@@ -34,23 +34,44 @@ class User(NamedTuple):
 
     @classmethod
     def find(cls, user: str, group: str | None = None) -> User:
-        """Look up names (or numbers as text).
+        """Look up names (or numbers as text, which need no name if both are numbers).
 
         Without ``group``, it is the user's own, with all supplementary groups;
         with it, that group alone. Raises `LookupError`, with a message.
         """
+        entry = None
         try:
-            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+            entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
         except KeyError:
-            raise LookupError(f"no such user: {user!r}") from None
+            if not user.isdecimal():
+                raise LookupError(f"no such user: {user!r}") from None
         if group is None:
+            if entry is None:
+                raise LookupError(f"user {user} has no name, and so no group: name the group, too")
             groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
             return cls(entry.pw_uid, entry.pw_gid, tuple(groups))
         try:
-            gid = int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+            gid = int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
         except KeyError:
             raise LookupError(f"no such group: {group!r}") from None
-        return cls(entry.pw_uid, gid, (gid,))
+        return cls(entry.pw_uid if entry is not None else int(user), gid, (gid,))
+
+
+def child_user(user: str | None, group: str | None = None) -> User | None:
+    """Return whom children are to become; None: they stay what the gateway is.
+
+    Raises `LookupError` for an unknown user or group, and `ValueError` where the
+    gateway would have to be root for it.
+    """
+    if user is None:
+        return None
+    found = User.find(user, group)
+    if os.geteuid() == 0:
+        return found
+    if found.uid == os.geteuid() and (group is None or found.gid == os.getegid()):
+        return None
+    name = f"{user}:{group}" if group is not None else user
+    raise ValueError(f"only a gateway that is started as root can have its children run as {name}")
 
 
 @dataclass(frozen=True)
@@ -59,14 +80,14 @@ class Confinement:
 
     ``rlimits``: ``cpu`` in seconds, ``as``, ``fsize``, ``core`` in bytes,
     ``nofile`` and ``nproc`` counts; what is missing, and 0 but for ``core``, is
-    left as it is. ``nproc`` counts all processes of a user, so it holds with a
-    ``user`` of its own only.
+    left as it is; so is a ``umask`` of None. ``nproc`` counts all processes of a
+    user, so it holds with a ``user`` of its own only.
 
     Raises `ValueError` for limits that are unknown or too small to start anything.
     """
 
     rlimits: tuple[tuple[str, int], ...] = tuple(RLIMITS.items())
-    umask: int = _UMASK
+    umask: int | None = _UMASK
     user: User | None = None
 
     def __post_init__(self) -> None:

@@ -18,13 +18,16 @@ a helper for each confinement that its backends ask for; mostly that is one.
 - ``spawn``: ``id``, ``argv``, ``environ``, ``cwd``, all of bytes; the three fds
   for the child's standard streams travel with it. Answered by `STARTED` or
   `FAILED`, and after `STARTED` once by `EXITED`.
+- ``warm``: as ``spawn``, but to be made by a warm process if one is ready (see
+  `templates`): also ``template``, what that is, and ``script_at``, where in ``argv``
+  the script stands. Otherwise it is started as by ``spawn``, perhaps after `TROUBLE`.
 - ``end``: ``id``, ``after_s``, ``kill_after_s``: end what is left of the child
   and its descendants, by TERM, then by KILL. Not answered.
 
 A message that is too large for the socket comes as the content of a file: the
 text is then `STORED`, and the file is the first fd. **Replies** are fixed
 records (`REPLY`): the helper may run as another user, whom the client need not
-trust to marshal.
+trust to marshal. A packet has as many of them as there were to be given at once.
 
 **Trees.** A child leads a session and process group of its own. The helper is a
 subreaper: a descendant whose parent has gone becomes its child, an *orphan*, and
@@ -40,6 +43,7 @@ from __future__ import annotations
 import array
 import errno
 import marshal
+import math
 import os
 import resource
 import select
@@ -54,16 +58,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from .templates import Templates
+
 #: op, id, value, place, user seconds, system seconds, largest resident set in KiB.
 REPLY = struct.Struct("=BQiBddQ")
 #: The helper is confined and takes ``spawn`` messages; value: its pid.
 READY = 1
-#: The child runs its program; value: its pid.
+#: The child runs its program; value: its pid, place: 1 if a warm process made it.
 STARTED = 2
 #: Nothing was started; value: the errno, place: what failed.
 FAILED = 3
 #: The child was reaped; value: exit code, or minus the signal; place: 1 if descendants remain.
 EXITED = 4
+#: A warm process did not do; place: what is the matter, value: how (see `templates`).
+#: It has a packet of its own, the rest of which is what the process says itself.
+TROUBLE = 5
 
 PLACE_EXEC = 0
 PLACE_CWD = 1
@@ -73,8 +82,11 @@ PLACE_USER = 3
 STORED = b"@"
 #: The largest message sent as one packet; the kernel's default buffer holds thrice that.
 PACKET_BYTES = 64 * 1024
+#: So many replies are in a packet at the most.
+REPLIES = 64
 
-_FDS = 4
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * 4)
+_CHILDREN_BYTES = 4096
 _PR_SET_CHILD_SUBREAPER = 36
 _LAST_KILL_S = 5.0
 _RLIMITS = {
@@ -106,26 +118,31 @@ class Helper:
 
     def __init__(self, worker: socket.socket, worker_pid: int) -> None:
         self._worker = worker
+        self._worker_fd = worker.fileno()
         self._trees: dict[int, _Tree] = {}
         self._running: dict[int, _Tree] = {}
         # Orphan → the children it may belong to.
         self._orphans: dict[int, set[_Tree]] = {}
         self._due: dict[int, float] = {}
+        self._templates: Templates | None = None
+        # Those whose child is not known yet, and what is to end them.
+        self._early_ends: dict[int, dict[str, Any]] = {}
+        self._is_adoption_open = False
+        self._just_reaped = 0
+        self._takes = True
         self._cpu_s: int | None = None
+        self._replies: list[bytes] = []
+        self._packet = memoryview(bytearray(PACKET_BYTES))
 
         self._poll = select.poll()
         self._poll.register(worker, select.POLLIN)
-        self._wake, wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(wake, False)
-        self._poll.register(self._wake, select.POLLIN)
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        self._wake = _ends_of_children()
+        self._poll.register(self._wake, select.POLLIN)
 
         self._worker_pidfd = -1
         try:
@@ -135,8 +152,12 @@ class Helper:
             self._poll.register(self._worker_pidfd, select.POLLIN)
         except (AttributeError, OSError):
             pass
-        self._children_file = f"/proc/self/task/{os.getpid()}/children"
-        self._adopts = os.path.exists(self._children_file) and _become_subreaper()
+        self._children_file = -1
+        try:
+            self._children_file = os.open(f"/proc/self/task/{os.getpid()}/children", os.O_RDONLY)
+        except OSError:
+            pass
+        self._adopts = self._children_file >= 0 and _become_subreaper()
 
     def run(self) -> None:
         """Serve until the worker has gone, then kill every child."""
@@ -150,32 +171,54 @@ class Helper:
 
     def _serve(self) -> bool:
         timeout = None
-        if self._due:
-            timeout = max(0.0, min(self._due.values()) - time.monotonic()) * 1000 + 1
+        templates = self._templates
+        due_at = min(self._due.values(), default=math.inf)
+        if templates is not None:
+            due_at = min(due_at, templates.due_at)
+            if self._takes == templates.is_full:
+                # What it is asked meanwhile waits in the socket.
+                self._takes = not self._takes
+                self._poll.modify(self._worker, select.POLLIN if self._takes else 0)
+        if due_at != math.inf:
+            timeout = max(0.0, due_at - time.monotonic()) * 1000 + 1
         for fd, _ in self._poll.poll(timeout):
             if fd == self._wake:
                 os.read(self._wake, 4096)
                 self._reap()
-            elif fd == self._worker_pidfd or not self._receive():
+            elif fd == self._worker_fd:
+                if not self._receive():
+                    return False
+            elif fd == self._worker_pidfd:
                 return False
+            elif templates is not None:
+                templates.on_readable(fd)
         now = time.monotonic()
         for id in [id for id, when in self._due.items() if when <= now]:
             if self._due.pop(id, None) is not None:
                 self._advance(self._trees[id])
+        if templates is not None:
+            if templates.due_at <= now:
+                templates.advance(now)
+            if self._is_adoption_open:
+                self._adopt()
+        if self._replies:
+            self._send_replies()
         return True
 
     # Messages
 
     def _receive(self) -> bool:
-        data, ancillary, _, _ = self._worker.recvmsg(
-            PACKET_BYTES, socket.CMSG_SPACE(_FDS * 4), socket.MSG_CMSG_CLOEXEC
+        size, ancillary, _, _ = self._worker.recvmsg_into(
+            (self._packet,), _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
-        if not data:
+        if not size:
             return False
+        data: bytes | memoryview = self._packet[:size]
         fds = array.array("i")
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+        kept: list[int] = []
         try:
             streams = list(fds)
             if data == STORED:
@@ -186,25 +229,37 @@ class Helper:
             op = message["op"]
             if op == "spawn":
                 self._spawn(message, streams)
+            elif op == "warm":
+                if self._forward(message, streams):
+                    kept = streams
+                else:
+                    self._spawn(message, streams)
             elif op == "end":
                 self._end(message)
             elif op == "confine":
                 self._confine(message)
         finally:
             for fd in fds:
-                os.close(fd)
+                if fd not in kept:
+                    os.close(fd)
         return True
 
     def _reply(
         self, op: int, id: int, value: int, place: int = 0, usage: Any = (0.0, 0.0, 0)
     ) -> None:
+        self._replies.append(REPLY.pack(op, id, value, place, usage[0], usage[1], usage[2]))
+
+    def _send_replies(self) -> None:
         # Waits while the worker is busy; it never waits for us.
-        self._worker.send(REPLY.pack(op, id, value, place, usage[0], usage[1], usage[2]))
+        for start in range(0, len(self._replies), REPLIES):
+            self._worker.send(b"".join(self._replies[start : start + REPLIES]))
+        self._replies.clear()
 
     def _confine(self, message: dict[str, Any]) -> None:
         place = PLACE_LIMITS
         try:
-            os.umask(message["umask"])
+            if message["umask"] is not None:
+                os.umask(message["umask"])
             for name, value in message["rlimits"].items():
                 self._limit(name, value)
             uid = message.get("uid")
@@ -260,21 +315,97 @@ class Helper:
             )
         except (OSError, ValueError) as error:
             self._reply(FAILED, id, getattr(error, "errno", None) or errno.EINVAL, place)
+            # Before the ends of its pipes are closed: who sees these knows why.
+            self._send_replies()
             return
         finally:
             os.chdir("/")
+        self._watch(id, pid)
+
+    def _watch(self, id: int, pid: int, *, is_warm: bool = False) -> None:
+        """Take a child into care."""
         self._trees[id] = self._running[pid] = _Tree(id, pid)
         if self._cpu_s is not None:
             try:
                 resource.prlimit(pid, resource.RLIMIT_CPU, (self._cpu_s, self._cpu_s + 1))
             except OSError:
                 pass  # it has ended already, or belongs to another user by set-uid
-        self._reply(STARTED, id, pid)
+        self._reply(STARTED, id, pid, is_warm)
+
+    # Warm processes
+
+    def _forward(self, message: dict[str, Any], fds: list[int]) -> bool:
+        """Have a warm process make the child; false if none does."""
+        if self._templates is None:
+            self._templates = self._load_templates()
+        if len(fds) != 3 or not self._adopts:
+            return False
+        return self._templates.take(message, fds)
+
+    def _load_templates(self) -> Templates:
+        sys.path.append(os.path.dirname(os.path.abspath(__file__)))
+        # Run as a program, this file is in no package.
+        room: Any = __import__("templates")
+        sys.path.pop()
+        templates: Templates = room.Templates(
+            self._poll,
+            nofile=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            on_template=self._on_template,
+            on_child=self._on_warm_child,
+            on_refusal=self._on_refusal,
+            on_trouble=self._on_trouble,
+        )
+        return templates
+
+    def _on_template(self, pid: int) -> None:
+        if self._cpu_s is not None:
+            # It serves many; the limit is for each of its children.
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.prlimit(pid, resource.RLIMIT_CPU, (hard, hard))
+
+    def _on_warm_child(self, id: int, pid: int) -> bool:
+        """Take a child into care of which a template tells; false if it is not ours.
+
+        Scripts run as the same user and might answer for a template, and the worker, which
+        kills what it is told of when we die, might be root.
+        """
+        if pid != self._just_reaped and not self._is_new(pid):
+            return False
+        self._orphans.pop(pid, None)
+        self._watch(id, pid, is_warm=True)
+        self._end_early(id)
+        return True
+
+    def _is_new(self, pid: int) -> bool:
+        """Tell whether this is a child of ours that leads a session and nobody answers for."""
+        templates = self._templates
+        if pid in self._running or (templates is not None and templates.is_template(pid)):
+            return False
+        try:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            return os.getsid(pid) == pid
+        except OSError:
+            return False
+
+    def _on_refusal(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._spawn(message, fds)
+        self._end_early(message["id"])
+
+    def _on_trouble(self, id: int, reason: int, value: int, text: bytes) -> None:
+        self._send_replies()
+        self._worker.send(REPLY.pack(TROUBLE, id, value, reason, 0.0, 0.0, 0) + text)
+
+    def _end_early(self, id: int) -> None:
+        end = self._early_ends.pop(id, None)
+        if end is not None:
+            self._end(end)
 
     # Ends
 
     def _end(self, message: dict[str, Any]) -> None:
         tree = self._trees.get(message["id"])
+        if tree is None and self._templates is not None and self._templates.has(message["id"]):
+            self._early_ends[message["id"]] = message
         if tree is not None and not tree.is_condemned:
             tree.kill_after_s = message["kill_after_s"]
             self._due[tree.id] = time.monotonic() + message["after_s"]
@@ -305,22 +436,33 @@ class Helper:
             _kill(os.kill, pid, number)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None:
-                return
-            pid = found.si_pid
-            tree = self._running.pop(pid, None)
-            owners = self._orphans.pop(pid, set())
-            if tree is not None and not self._adopts:
-                # Nobody could find its group later: it ends with its leader.
-                _kill(os.killpg, pid, signal.SIGKILL)
-            _, status, usage = os.wait4(pid, 0)
-            if self._adopts:
-                self._adopt()
+        reaped = []
+        templates = self._templates
+        try:
+            while True:
+                if not self._adopts:
+                    # Nobody could find its group later: it ends with its leader.
+                    found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if found is not None and found.si_pid in self._running:
+                        _kill(os.killpg, found.si_pid, signal.SIGKILL)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if not pid:
+                    break
+                if templates is not None and pid not in self._running:
+                    if templates.is_template(pid):
+                        templates.on_exit(pid, os.waitstatus_to_exitcode(status))
+                        continue
+                    # A child has told of itself before it ended.
+                    self._just_reaped = pid
+                    templates.read_all()
+                    self._just_reaped = 0
+                tree = self._running.pop(pid, None)
+                reaped.append((tree, self._orphans.pop(pid, ()), status, usage))
+        except ChildProcessError:
+            pass
+        if self._adopts:
+            self._adopt()
+        for tree, owners, status, usage in reaped:
             if tree is not None:
                 tree.is_running = False
                 self._forget_if_gone(tree)
@@ -340,10 +482,25 @@ class Helper:
             self._due.pop(tree.id, None)
 
     def _adopt(self) -> None:
-        for pid in self._children():
+        pids = self._children()
+        templates = self._templates
+        if templates is not None:
+            templates.read_all()
+        self._is_adoption_open = False
+        for pid in pids:
             if pid in self._running or pid in self._orphans:
                 continue
-            session = os.getsid(pid)
+            try:
+                session = os.getsid(pid)
+            except ProcessLookupError:
+                continue  # a warm process that was just reaped
+            if templates is not None and (
+                templates.is_template(pid)
+                or (templates.pending and (session == pid or templates.is_template(session)))
+            ):
+                # One that has just been forked will tell of itself.
+                self._is_adoption_open = bool(templates.pending)
+                continue
             owners = {tree for tree in self._trees.values() if tree.pid == session}
             if not owners:
                 owners = {tree for tree in self._trees.values() if not tree.is_condemned}
@@ -352,11 +509,13 @@ class Helper:
                 _kill(os.kill, pid, signal.SIGKILL)
 
     def _children(self) -> list[int]:
-        try:
-            with open(self._children_file, "rb") as file:
-                return [int(pid) for pid in file.read().split()]
-        except OSError:
-            return []
+        data = b""
+        while chunk := os.pread(self._children_file, _CHILDREN_BYTES, len(data)):
+            data += chunk
+            # A chunk has whole numbers only, so that one that is not full may not be the last.
+            if len(chunk) < _CHILDREN_BYTES // 2:
+                break
+        return [int(pid) for pid in data.split()]
 
     def _kill_all(self) -> None:
         """Kill every process below, as often as the dying leave new orphans."""
@@ -384,6 +543,30 @@ def _kill(kill: Callable[[int, int], None], pid: int, number: int) -> None:
         kill(pid, number)
     except OSError:
         pass  # a set-uid program is not ours to signal
+
+
+def _ends_of_children() -> int:
+    """Return a descriptor that can be read when a child has ended.
+
+    On Linux the signal itself (signalfd(2)), which children do not inherit blocked;
+    elsewhere a pipe that its handler writes to, for two system calls more each time.
+    """
+    try:
+        import ctypes
+
+        chosen = (ctypes.c_uint64 * 16)(1 << (signal.SIGCHLD - 1))
+        fd = int(ctypes.CDLL(None).signalfd(-1, chosen, os.O_NONBLOCK | os.O_CLOEXEC))
+        if fd >= 0:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+            return fd
+    except (ImportError, AttributeError, OSError):
+        pass
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return reader
 
 
 def _become_subreaper() -> bool:

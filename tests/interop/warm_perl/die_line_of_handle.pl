@@ -1,0 +1,6 @@
+#!/usr/bin/perl
+# body: a\nb\nc\n
+<STDIN>; <STDIN>;
+warn "here";
+print STDERR "$.\n";
+die;

@@ -1,0 +1,3 @@
+#!/usr/bin/perl
+print "out";
+die "no newline";

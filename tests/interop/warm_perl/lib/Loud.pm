@@ -1,0 +1,4 @@
+package Loud;
+use Filter::Simple;
+FILTER { s/quiet/LOUD/g };
+1;

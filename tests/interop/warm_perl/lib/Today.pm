@@ -1,0 +1,3 @@
+package Today;
+our $today = join "-", localtime;
+1;

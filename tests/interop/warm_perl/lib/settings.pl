@@ -1,0 +1,2 @@
+our $setting = "set " . ++$count;
+1;

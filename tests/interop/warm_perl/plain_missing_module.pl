@@ -1,0 +1,4 @@
+#!/usr/bin/perl
+# plain: does not compile
+use Not::There::At::All;
+print "x\n";

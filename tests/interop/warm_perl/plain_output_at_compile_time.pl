@@ -1,0 +1,4 @@
+#!/usr/bin/perl
+# plain: has output
+BEGIN { print "early\n" }
+print "late\n";

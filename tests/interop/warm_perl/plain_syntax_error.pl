@@ -1,0 +1,3 @@
+#!/usr/bin/perl
+# plain: does not compile
+print "x;

@@ -1,0 +1,4 @@
+#!/usr/bin/perl
+# plain: starts a program
+BEGIN { system "true" }
+print "$?\n";

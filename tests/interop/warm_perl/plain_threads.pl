@@ -1,0 +1,3 @@
+#!/usr/bin/perl
+# plain: uses threads
+use threads; my $t = threads->create(sub { "joined" }); print $t->join, "\n";
