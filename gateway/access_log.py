@@ -61,6 +61,7 @@ class _Entry(msgspec.Struct, omit_defaults=True):
     body_bytes: int
     duration_s: float
     backend: str
+    user: str | None = None
     referer: str | None = None
     user_agent: str | None = None
     request_id: str | None = None
@@ -107,16 +108,18 @@ class AccessLog:
         body_bytes: int,
         duration_s: float,
         backend: str,
+        user: str = "",
         request_id: str | None = None,
     ) -> None:
         """Take note of one request; never raises and never waits.
 
         ``client`` is an address, ``""`` for a unix socket. ``request`` is None
-        when what came was no request.
+        when what came was no request. ``user`` is whom an authorizer found it to
+        be of, in latin-1; ``""`` for nobody.
         """
         try:
             line = self._format(
-                client or "-", request, status, body_bytes, duration_s, backend, request_id
+                client or "-", request, status, body_bytes, duration_s, backend, user, request_id
             )
         except Exception:
             logger.exception("the access log cannot write of a request")
@@ -183,6 +186,7 @@ class AccessLog:
         body_bytes: int,
         duration_s: float,
         backend: str,
+        user: str,
         request_id: str | None,
     ) -> bytes:
         second = int(time.time())
@@ -200,18 +204,20 @@ class AccessLog:
                 elif name == b"referer":
                     referer = value
         parts = (what, referer.decode("latin-1"), agent.decode("latin-1"), client, backend)
-        line = self._combine(parts, status, body_bytes, duration_s)
+        # It has no quotes round it: a space in it would make two fields of it.
+        user = _escape(user).replace(" ", "\\x20") if user else "-"
+        line = self._combine(parts, user, status, body_bytes, duration_s)
         # One look at the whole: hardly any request has something to escape.
         if line.translate(None, _SAFE) != _COMBINED_QUOTES:
-            line = self._combine(tuple(map(_escape, parts)), status, body_bytes, duration_s)
+            line = self._combine(tuple(map(_escape, parts)), user, status, body_bytes, duration_s)
         return line
 
     def _combine(
-        self, parts: tuple[str, ...], status: int, body_bytes: int, duration_s: float
+        self, parts: tuple[str, ...], user: str, status: int, body_bytes: int, duration_s: float
     ) -> bytes:
         what, referer, agent, client, backend = parts
         return (
-            f'{client} - - [{self._stamp}] "{what}" {status} {body_bytes} '
+            f'{client} - {user} [{self._stamp}] "{what}" {status} {body_bytes} '
             f'"{referer}" "{agent}" {duration_s:.6f} {backend}\n'
         ).encode("utf-8", "surrogatepass")
 
@@ -223,6 +229,7 @@ class AccessLog:
         body_bytes: int,
         duration_s: float,
         backend: str,
+        user: str,
         request_id: str | None,
     ) -> bytes:
         second = int(time.time())
@@ -247,6 +254,7 @@ class AccessLog:
             body_bytes,
             int(duration_s * 1e6 + 0.5) / 1e6,
             backend,
+            user.encode("latin-1").decode("utf-8", "backslashreplace") if user else None,
             referer,
             agent,
             request_id,

@@ -20,6 +20,7 @@ from .backends.fastcgi import FastCgiBackend
 from .backends.files_first import FilesFirstBackend
 from .backends.proxy import ProxyBackend
 from .backends.redirect import RedirectBackend
+from .backends.sockets import ScgiBackend, SocketBackend, UwsgiBackend
 from .backends.static import StaticBackend
 from .backends.wsgi import WsgiBackend
 from .config import (
@@ -30,12 +31,16 @@ from .config import (
     FastCgiSpec,
     ProxySpec,
     RedirectSpec,
+    ScgiSpec,
     StaticSpec,
+    UwsgiSpec,
     WsgiSpec,
 )
 from .loading import LoadFailure, detect_interface, load_application, single_callable
 from .router import Route, Router
+from .sendfile import SentFiles
 from .spawn.client import Spawner
+from .users import missing_users
 
 
 class StartFailure(Exception):
@@ -49,12 +54,21 @@ class Assembly:
     router: Router
     backends: dict[str, Backend]
     lifetimes: list[AbstractAsyncContextManager[Any]] = field(default_factory=list)
+    #: Among `lifetimes`, if any folder is configured from which backends have files sent.
+    sent_files: SentFiles | None = None
 
 
 def assemble(config: Config) -> Assembly:
-    """Build every backend and the router; raise `StartFailure` naming the backend."""
-    has_scripts = any(isinstance(spec, CgiSpec) for spec in config.backends.values())
-    spawner = Spawner() if has_scripts and Spawner.is_supported() else None
+    """Build every backend and the router.
+
+    Raises `StartFailure` naming the backend: for one that cannot be built, or
+    that would run programs as root and does not say so.
+    """
+    missing = [f"{place}: {text}" for place, text in missing_users(config)]
+    if missing:
+        raise StartFailure("\n".join(missing))
+    starts_processes = any(spec.starts_processes for spec in config.backends.values())
+    spawner = Spawner() if starts_processes and Spawner.is_supported() else None
     makers = _Makers(config, spawner)
     backends = {}
     for name, spec in config.backends.items():
@@ -68,6 +82,7 @@ def assemble(config: Config) -> Assembly:
             backend=backends[route.backend],
             hosts=route.hosts,
             mount=route.mount,
+            authorizer=makers.authorizers[route.authorizer] if route.authorizer else None,
         )
         for route in config.routes
     ]
@@ -81,7 +96,23 @@ def assemble(config: Config) -> Assembly:
         lifetimes.append(spawner)
     lifetimes.extend(makers.shared)
     lifetimes.extend(backends.values())
-    return Assembly(router, backends, lifetimes)
+    sent_files = _sent_files(config)
+    if sent_files is not None:
+        lifetimes.append(sent_files)
+    return Assembly(router, backends, lifetimes, sent_files)
+
+
+def _sent_files(config: Config) -> SentFiles | None:
+    static = config.static
+    if not static.sendfile_roots and not static.accel:
+        return None
+    return SentFiles(
+        static.sendfile_roots,
+        static.accel,
+        ranges=static.ranges,
+        symlinks=static.symlinks,
+        mime=static.mime,
+    )
 
 
 _ARTICLES = {"asgi": "an ASGI", "wsgi": "a WSGI"}
@@ -100,6 +131,8 @@ class _Makers:
         self._spawner = spawner
         #: Lifetimes that several backends share.
         self.shared: list[Lifespan] = []
+        #: What can be one, by its name.
+        self.authorizers: dict[str, FastCgiBackend] = {}
         self._applications: dict[str, Any] = {}
         self._lifespans: dict[str, Lifespan] = {}
         self._uses = Counter(
@@ -111,7 +144,9 @@ class _Makers:
             FastCgiSpec: self._fastcgi,
             ProxySpec: self._proxy,
             RedirectSpec: self._redirect,
+            ScgiSpec: self._scgi,
             StaticSpec: self._static,
+            UwsgiSpec: self._uwsgi,
             WsgiSpec: self._wsgi,
         }
 
@@ -174,6 +209,7 @@ class _Makers:
             spec.script,
             spawner=self._spawner,
             timeout_s=spec.timeout_s,
+            idle_timeout_s=spec.idle_timeout_s,
             kill_after_s=spec.kill_after_s,
             children=spec.children,
             queue=spec.queue,
@@ -184,6 +220,9 @@ class _Makers:
             pass_authorization=spec.pass_authorization,
             interpreters=spec.interpreters,
             rlimits=spec.rlimits.by_name(),
+            warm=spec.warm,
+            user=spec.user,
+            group=spec.group,
             body_limit_bytes=spec.body_bytes,
             response_head_bytes=limits.response_headers_bytes,
         )
@@ -194,13 +233,23 @@ class _Makers:
         limits = self._config.limits
         scripts = FastCgiBackend(
             spec.name,
-            address=spec.address,
+            address=spec.addresses,
             spawn=spec.spawn,
             processes=spec.processes,
             env=spec.env,
             cwd=spec.cwd or self._config.base,
+            user=spec.user,
+            group=spec.group,
+            spawner=self._spawner,
             kill_after_s=spec.kill_after_s,
             backoff_s=spec.backoff_s,
+            graceful_s=self._config.timeouts.graceful_s,
+            max_requests=spec.max_requests,
+            max_memory_bytes=spec.max_memory_bytes,
+            restart_on_change=spec.restart_on_change,
+            touch_reload=spec.touch_reload,
+            starts_on_demand=spec.start == "demand",
+            stop_idle_s=spec.stop_idle_s,
             root=spec.root,
             index=spec.index,
             split=spec.split,
@@ -216,13 +265,51 @@ class _Makers:
             keep_alive=spec.keep_alive,
             idle_s=spec.idle_s,
             retries=spec.retries,
+            multiplex=spec.multiplex,
+            breaker=spec.breaker,
+            breaker_window_s=spec.breaker_window_s,
+            resolve_s=spec.resolve_s,
             body_limit_bytes=spec.body_bytes,
             response_head_bytes=limits.response_headers_bytes,
         )
+        self.authorizers[spec.name] = scripts
         if not spec.files or spec.root is None:
             return scripts
         files = StaticBackend(spec.name, spec.root)
         return FilesFirstBackend(scripts, files, split=spec.split)
+
+    def _scgi(self, spec: ScgiSpec) -> Backend:
+        return self._socket(ScgiBackend, spec)
+
+    def _uwsgi(self, spec: UwsgiSpec) -> Backend:
+        return self._socket(UwsgiBackend, spec, modifier1=spec.modifier1, modifier2=spec.modifier2)
+
+    def _socket(
+        self, kind: type[SocketBackend], spec: ScgiSpec | UwsgiSpec, **more: int
+    ) -> Backend:
+        limits = self._config.limits
+        return kind(
+            spec.name,
+            address=spec.addresses,
+            root=spec.root,
+            index=spec.index,
+            split=spec.split,
+            check_file=spec.check_file,
+            params=spec.params,
+            pass_authorization=spec.pass_authorization,
+            connect_s=spec.connect_s,
+            first_byte_s=spec.first_byte_s,
+            output_idle_s=spec.output_idle_s,
+            connections=spec.connections,
+            queue=spec.queue,
+            queue_wait_s=limits.queue_wait_s,
+            breaker=spec.breaker,
+            breaker_window_s=spec.breaker_window_s,
+            resolve_s=spec.resolve_s,
+            body_limit_bytes=spec.body_bytes,
+            head_limit_bytes=limits.response_headers_bytes,
+            **more,
+        )
 
     def _static(self, spec: StaticSpec) -> Backend:
         return StaticBackend(
@@ -249,6 +336,9 @@ class _Makers:
             idle_s=spec.idle_s,
             connections=spec.connections,
             queue=spec.queue,
+            breaker=spec.breaker,
+            breaker_window_s=spec.breaker_window_s,
+            resolve_s=spec.resolve_s,
             preserve_host=spec.preserve_host,
             body_limit_bytes=spec.body_bytes,
         )

@@ -42,6 +42,8 @@ def routes_table(config: Config, descriptions: Mapping[str, str] | None = None) 
     for route in config.routes:
         spec = config.backends[route.backend]
         said = (descriptions or {}).get(route.backend) or spec.describe()
+        if route.authorizer is not None:
+            said += f"; asks '{route.authorizer}' first"
         # Text, not str: nothing in a path is markup.
         where = Text(" ".join(route.hosts) + (" " if route.hosts else "") + route.path)
         table.add_row(where, Text(spec.kind), Text(said.replace(f"{config.base}/", "")))

@@ -32,14 +32,19 @@ from .config_backends import (
     Proxy,
     ProxySpec,
     RedirectSpec,
-    Static,
+    Scgi,
+    ScgiSpec,
     StaticSpec,
+    StaticTable,
+    Uwsgi,
+    UwsgiSpec,
     Wsgi,
     WsgiSpec,
 )
 from .config_reading import Reading, Table, key_of_attribute
 from .config_source import ConfigError, KeyPath, Problem, Source, read_toml, render_key
 from .config_types import (
+    BackendName,
     Count,
     CountLimit,
     Endpoints,
@@ -70,7 +75,9 @@ __all__ = [
     "ProxySpec",
     "RedirectSpec",
     "Route",
+    "ScgiSpec",
     "StaticSpec",
+    "UwsgiSpec",
     "WsgiSpec",
     "load",
 ]
@@ -148,13 +155,15 @@ class Route(Table, frozen=True, kw_only=True):
 
     ``backend`` is a name in `Config.backends`; ``mount`` is whether the path is
     the backend's own root, as the file says or else as the kind is wont to;
-    ``place`` is no key.
+    ``authorizer`` is the name of a FastCGI backend that is asked before; ``place`` is
+    no key.
     """
 
     path: RoutePath = "/"
     hosts: Hosts = msgspec.field(default=(), name="host")
     backend: str
     mount: Flag = False
+    authorizer: BackendName | None = None
     place: str = ""
 
 
@@ -169,9 +178,11 @@ class Config(Table, frozen=True, kw_only=True):
     python: Python = Python()
     cgi: Cgi = Cgi()
     fastcgi: FastCgi = FastCgi()
+    scgi: Scgi = Scgi()
+    uwsgi: Uwsgi = Uwsgi()
     wsgi: Wsgi = Wsgi()
     asgi: Asgi = Asgi()
-    static: Static = Static()
+    static: StaticTable = StaticTable()
     proxy: Proxy = Proxy()
     backends: dict[str, BackendSpec]
     routes: tuple[Route, ...]
@@ -265,7 +276,13 @@ class _Backends:
         own = self.reading.attributes(kind, table, key, defaults=defaults)
         if len(self.reading.problems) > errors_before:
             return
-        attributes = msgspec.structs.asdict(defaults) | own
+        # A kind's table may say more than each of its backends can.
+        shared = kind.__struct_fields__
+        attributes = {
+            attribute: value
+            for attribute, value in msgspec.structs.asdict(defaults).items()
+            if attribute in shared
+        } | own
         attributes |= {"name": name, "place": self.reading.source.place_of(key)}
         spec = kind(**attributes)
         for attribute, message in spec.faults(own):
@@ -285,6 +302,7 @@ def _read_routes(value: object, backends: _Backends, reading: Reading) -> tuple[
         reading.report(("routes",), f"nothing would be served; {hint}")
     routes = []
     first: dict[tuple[str, str], KeyPath] = {}
+    authorizers: dict[KeyPath, str] = {}
     for index, item in enumerate(value):
         key: KeyPath = ("routes", index)
         table = reading.table(item, key)
@@ -297,12 +315,17 @@ def _read_routes(value: object, backends: _Backends, reading: Reading) -> tuple[
         if "mount" not in own and spec is not None:
             route = msgspec.structs.replace(route, mount=spec.is_mounted)
         routes.append(msgspec.structs.replace(route, backend=name))
+        if route.authorizer is not None:
+            authorizers[*key, "authorizer"] = route.authorizer
         if "path" in table and "path" not in own:
             continue
         for host in route.hosts or ("",):
             other = first.setdefault((host, route.path.rstrip("/")), key)
             if other != key:
                 _report_duplicate(route, host, key, other, reading)
+    # At last, for they may be the inline backends of later routes.
+    for key, name in authorizers.items():
+        _check_authorizer(name, key, backends, reading)
     return tuple(routes)
 
 
@@ -329,6 +352,18 @@ def _backend_of(
         message = f"expected the name of a backend or a table, got {quoted(backend)}"
         reading.report((*key, "backend"), message)
     return ""
+
+
+def _check_authorizer(name: str, key: KeyPath, backends: _Backends, reading: Reading) -> None:
+    if name not in backends.names:
+        hint = nearest(name, backends.names)
+        reading.report(key, f"no backend is named {quoted(name)}{hint}")
+        return
+    spec = backends.specs.get(name)
+    if spec is not None and not isinstance(spec, FastCgiSpec):
+        reading.report(
+            key, f"{quoted(name)} is a backend of the kind {spec.kind}; authorizers speak FastCGI"
+        )
 
 
 def _report_duplicate(

@@ -18,7 +18,7 @@ from . import limits as default
 from .config_reading import Table
 from .config_types import (
     AbsolutePath,
-    Address,
+    Addresses,
     ApplicationName,
     Command,
     Count,
@@ -28,7 +28,11 @@ from .config_types import (
     Flag,
     Folder,
     FolderOrProgram,
+    Folders,
+    FoldersByPath,
+    GroupName,
     MediaTypes,
+    Octet,
     Origin,
     Programs,
     RedirectStatus,
@@ -40,7 +44,9 @@ from .config_types import (
     TextTable,
     Time,
     TimeLimit,
+    UserName,
     Variables,
+    Watched,
 )
 from .spawn.confinement import Confinement
 
@@ -83,6 +89,11 @@ class BackendSpec(Table, frozen=True, kw_only=True):
     name: str = ""
     place: str = ""
 
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the gateway starts programs for it."""
+        return False
+
     def describe(self) -> str:
         """Say in a few words what is served."""
         raise NotImplementedError
@@ -102,6 +113,7 @@ class Cgi(BackendSpec, frozen=True, kw_only=True):
     """``[cgi]``: the defaults of all CGI backends."""
 
     timeout_s: TimeLimit = default.CGI_TIME_S
+    idle_timeout_s: TimeLimit = default.CGI_IDLE_S
     kill_after_s: Time = default.CGI_KILL_AFTER_S
     children: Count = default.CGI_CHILDREN
     queue: CountOrNone = default.QUEUE
@@ -113,6 +125,9 @@ class Cgi(BackendSpec, frozen=True, kw_only=True):
     redirects: CountOrNone = default.LOCAL_REDIRECTS
     body_bytes: SizeLimit | None = None
     rlimits: ResourceLimits = ResourceLimits()
+    warm: Flag = False
+    user: UserName | None = None
+    group: GroupName | None = None
 
 
 class FastCgi(BackendSpec, frozen=True, kw_only=True):
@@ -130,6 +145,10 @@ class FastCgi(BackendSpec, frozen=True, kw_only=True):
     connections: Count | None = None
     queue: CountOrNone = default.QUEUE
     retries: CountOrNone = default.FASTCGI_RETRIES
+    multiplex: Count = 1
+    breaker: CountOrNone = default.FASTCGI_BREAKER
+    breaker_window_s: TimeLimit = default.FASTCGI_BREAKER_WINDOW_S
+    resolve_s: TimeLimit = default.FASTCGI_RESOLVE_S
     check_file: Flag = True
     files: Flag = False
     pass_authorization: Flag = msgspec.field(default=True, name="pass_auth")
@@ -137,8 +156,52 @@ class FastCgi(BackendSpec, frozen=True, kw_only=True):
     body_bytes: SizeLimit | None = None
     env: Variables = msgspec.field(default_factory=dict)
     cwd: Folder | None = None
+    user: UserName | None = None
+    group: GroupName | None = None
+    start: Literal["now", "demand"] = "now"
+    stop_idle_s: Time = 0.0
+    max_requests: CountOrNone = 0
+    max_memory_bytes: SizeOrNone = 0
+    restart_on_change: Watched | None = None
+    touch_reload: AbsolutePath | None = None
     kill_after_s: Time = default.FASTCGI_KILL_AFTER_S
     backoff_s: Time = default.FASTCGI_BACKOFF_S
+
+
+class SocketApplication(BackendSpec, frozen=True, kw_only=True):
+    """What SCGI and uwsgi have in common: an application that somebody else runs."""
+
+    is_mounted = True
+    root: AbsolutePath | None = None
+    index: FileNames = ("index.php",)
+    split: Suffixes = (".php",)
+    check_file: Flag = True
+    params: TextTable = msgspec.field(default_factory=dict)
+    pass_authorization: Flag = msgspec.field(default=True, name="pass_auth")
+    connect_s: TimeLimit = default.SOCKET_CONNECT_S
+    first_byte_s: TimeLimit = default.SOCKET_FIRST_BYTE_S
+    output_idle_s: TimeLimit = default.OUTPUT_IDLE_S
+    connections: Count = default.SOCKET_CONNECTIONS
+    queue: CountOrNone = default.QUEUE
+    breaker: CountOrNone = default.SOCKET_BREAKER
+    breaker_window_s: TimeLimit = default.SOCKET_BREAKER_WINDOW_S
+    resolve_s: TimeLimit = default.SOCKET_RESOLVE_S
+    body_bytes: SizeLimit | None = None
+
+    def faults(self, own: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Keys that have no effect, and a folder that is not there."""
+        yield from _faults_of_root(self.root, own, is_looked_into=self.check_file)
+
+
+class Scgi(SocketApplication, frozen=True, kw_only=True):
+    """``[scgi]``: the defaults of all SCGI backends."""
+
+
+class Uwsgi(SocketApplication, frozen=True, kw_only=True):
+    """``[uwsgi]``: the defaults of all uwsgi backends."""
+
+    modifier1: Octet = 0
+    modifier2: Octet = 0
 
 
 class Wsgi(BackendSpec, frozen=True, kw_only=True):
@@ -169,6 +232,13 @@ class Static(BackendSpec, frozen=True, kw_only=True):
     symlinks: Literal["inside", "never"] = "inside"
 
 
+class StaticTable(Static, frozen=True, kw_only=True):
+    """``[static]`` itself: also the folders from which other backends may have files sent."""
+
+    sendfile_roots: Folders = ()
+    accel: FoldersByPath = msgspec.field(default_factory=dict)
+
+
 class Proxy(BackendSpec, frozen=True, kw_only=True):
     """``[proxy]``: the defaults of all proxy backends."""
 
@@ -178,6 +248,9 @@ class Proxy(BackendSpec, frozen=True, kw_only=True):
     idle_s: Time = default.PROXY_IDLE_S
     connections: Count = default.PROXY_CONNECTIONS
     queue: CountOrNone = default.QUEUE
+    breaker: CountOrNone = default.PROXY_BREAKER
+    breaker_window_s: TimeLimit = default.PROXY_BREAKER_WINDOW_S
+    resolve_s: TimeLimit = default.PROXY_RESOLVE_S
     preserve_host: Flag = True
     body_bytes: SizeLimit | None = None
 
@@ -190,6 +263,11 @@ class CgiSpec(Cgi, frozen=True, kw_only=True):
     protocol_keys = ("cgi",)
     script: FolderOrProgram = msgspec.field(name="cgi")
 
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the gateway starts programs for it."""
+        return True
+
     def describe(self) -> str:
         """Say in a few words what is served."""
         what = "CGI scripts in" if Path(self.script).is_dir() else "CGI program"
@@ -201,6 +279,8 @@ class CgiSpec(Cgi, frozen=True, kw_only=True):
             Confinement(rlimits=tuple(self.rlimits.by_name().items()))
         except ValueError as error:
             yield "rlimits", str(error)
+        if self.group is not None and self.user is None:
+            yield "group", "has an effect only with 'user'"
         program = Path(self.script)
         if program.is_dir() or program.suffix in self.interpreters:
             return
@@ -215,8 +295,13 @@ class FastCgiSpec(FastCgi, frozen=True, kw_only=True):
     kind = "fastcgi"
     is_mounted = True
     protocol_keys = ("fastcgi", "spawn")
-    address: Address | None = msgspec.field(default=None, name="fastcgi")
+    addresses: Addresses = msgspec.field(default=(), name="fastcgi")
     spawn: Command = ()
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the gateway starts programs for it."""
+        return bool(self.spawn)
 
     def describe(self) -> str:
         """Say in a few words what is served."""
@@ -224,8 +309,9 @@ class FastCgiSpec(FastCgi, frozen=True, kw_only=True):
             # The interpreter's path says little; the script's name says it.
             names = " ".join(os.path.basename(w) if os.path.isabs(w) else w for w in self.spawn)
             where = f"by {names}" + (f", {self.processes} processes" if self.processes > 1 else "")
+            where += ", on demand" if self.start == "demand" else ""
         else:
-            where = f"at {self.address}"
+            where = "at " + ", ".join(self.addresses)
         return f"FastCGI {where}" + (f", scripts in {self.root}" if self.root else "")
 
     def faults(self, own: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -235,17 +321,69 @@ class FastCgiSpec(FastCgi, frozen=True, kw_only=True):
             path = self.env.get("PATH") or os.environ.get("PATH") or os.defpath
             if shutil.which(program, path=path) is None:
                 yield "spawn", f"no such program: {program}"
+            if len(self.addresses) > 1 or any(a.startswith("srv:") for a in self.addresses):
+                yield "addresses", "with 'spawn' there is one socket: write one address"
         else:
-            for attribute in ("processes", "env", "cwd", "kill_after_s", "backoff_s"):
+            for attribute in (
+                "processes",
+                "env",
+                "cwd",
+                "user",
+                "group",
+                "start",
+                "stop_idle_s",
+                "max_requests",
+                "max_memory_bytes",
+                "restart_on_change",
+                "touch_reload",
+                "kill_after_s",
+                "backoff_s",
+            ):
                 if attribute in own:
                     yield attribute, "has an effect only with 'spawn'"
-        if self.root is None:
-            for attribute in ("index", "split", "check_file", "files"):
-                if attribute in own:
-                    yield attribute, "has an effect only with 'root'"
-        elif not os.path.isdir(self.root) and (self.check_file or self.files):
-            # Without the check the scripts may lie where only the application sees them.
-            yield "root", f"no such folder: {self.root}; is it elsewhere? check_file = false"
+        if self.group is not None and self.user is None:
+            yield "group", "has an effect only with 'user'"
+        yield from _faults_of_root(self.root, own, is_looked_into=self.check_file or self.files)
+
+
+def _faults_of_root(
+    root: str | None, own: Mapping[str, Any], *, is_looked_into: bool
+) -> Iterator[tuple[str, str]]:
+    if root is None:
+        for attribute in ("index", "split", "check_file", "files"):
+            if attribute in own:
+                yield attribute, "has an effect only with 'root'"
+    elif is_looked_into and not os.path.isdir(root):
+        # Without the check the scripts may lie where only the application sees them.
+        yield "root", f"no such folder: {root}; is it elsewhere? check_file = false"
+
+
+class ScgiSpec(Scgi, frozen=True, kw_only=True):
+    """An SCGI application at an address."""
+
+    kind = "scgi"
+    protocol_keys = ("scgi",)
+    addresses: Addresses = msgspec.field(name="scgi")
+
+    def describe(self) -> str:
+        """Say in a few words what is served."""
+        return _at("SCGI", self.addresses, self.root)
+
+
+class UwsgiSpec(Uwsgi, frozen=True, kw_only=True):
+    """A uWSGI server at an address, by its own protocol."""
+
+    kind = "uwsgi"
+    protocol_keys = ("uwsgi",)
+    addresses: Addresses = msgspec.field(name="uwsgi")
+
+    def describe(self) -> str:
+        """Say in a few words what is served."""
+        return _at("uwsgi", self.addresses, self.root)
+
+
+def _at(protocol: str, addresses: tuple[str, ...], root: str | None) -> str:
+    return f"{protocol} at {', '.join(addresses)}" + (f", scripts in {root}" if root else "")
 
 
 class WsgiSpec(Wsgi, frozen=True, kw_only=True):
@@ -314,6 +452,8 @@ class ProxySpec(Proxy, frozen=True, kw_only=True):
 KINDS: tuple[type[BackendSpec], ...] = (
     CgiSpec,
     FastCgiSpec,
+    ScgiSpec,
+    UwsgiSpec,
     WsgiSpec,
     AsgiSpec,
     StaticSpec,

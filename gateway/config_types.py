@@ -9,7 +9,9 @@ with what is wrong and a hint.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import shutil
 from collections.abc import Callable
@@ -17,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+from ..adapters.addresses import parse_addresses
 from .backends.redirect import STATUSES, parse_target
 from .config_values import (
     FOREVER_S,
     UNLIMITED,
     Endpoint,
+    nearest,
     parse_application,
     parse_endpoint,
     parse_host_pattern,
@@ -68,6 +72,13 @@ def _count(value: object, base: Path) -> int:
 
 def _count_or_none(value: object, base: Path) -> int:
     return _integer(value, 0)
+
+
+def _octet(value: object, base: Path) -> int:
+    number = _integer(value, 0)
+    if number > 255:
+        raise ValueError(f"expected 255 at the most, got {number}")
+    return number
 
 
 def _count_limit(value: object, base: Path) -> int:
@@ -156,6 +167,16 @@ def _folders(value: object, base: Path) -> tuple[str, ...]:
     return tuple(_folder(item, base) for item in _texts(value, base))
 
 
+def _folders_by_path(value: object, base: Path) -> dict[str, str]:
+    folders = {}
+    for path, folder in _text_table(value, base).items():
+        try:
+            folders[_route_path(path, base)] = _folder(folder, base)
+        except ValueError as error:
+            raise ValueError(f"{quoted(path)}: {error}") from None
+    return folders
+
+
 def _folder_or_program(value: object, base: Path) -> str:
     path = _path(value, base)
     if not os.path.exists(path):
@@ -163,6 +184,18 @@ def _folder_or_program(value: object, base: Path) -> str:
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise ValueError(f"neither a folder nor a program: {_shown(path)}")
     return path
+
+
+def _watched(value: object, base: Path) -> tuple[str, ...] | None:
+    if value is True or value is False:
+        return () if value else None
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"expected true, false or a list of paths, got {quoted(value)}")
+    paths = tuple(_path(text, base) for text in _texts(value, base))
+    for path in paths:
+        if not os.path.exists(path):
+            raise ValueError(f"no such file or folder: {_shown(path)}")
+    return paths
 
 
 def _log_file(value: object, base: Path) -> str:
@@ -199,10 +232,26 @@ def _endpoints_to_bind(value: object, base: Path) -> tuple[Endpoint, ...]:
 
 def _address(value: object, base: Path) -> str:
     text = _text(value, base)
-    for scheme in ("tcp://", "tcp:", "fcgi://"):
+    for scheme in ("tcp://", "tcp:", "fcgi://", "scgi://", "uwsgi://"):
         if text.startswith(scheme):
             raise ValueError(f'write the address as "{text.removeprefix(scheme)}"')
     return str(parse_endpoint(text, base=base))
+
+
+def _addresses(value: object, base: Path) -> tuple[str, ...]:
+    addresses = []
+    for text in _texts(value, base):
+        if text.startswith("srv:"):
+            parse_addresses(text)
+            address = text
+        else:
+            address = _address(text, base)
+        if address in addresses:
+            raise ValueError(f"{quoted(text)} is given twice")
+        addresses.append(address)
+    if not addresses:
+        raise ValueError("expected an address, got an empty list")
+    return tuple(addresses)
 
 
 def _origin(value: object, base: Path) -> str:
@@ -261,6 +310,34 @@ def _programs(value: object, base: Path) -> dict[str, str]:
     return programs
 
 
+def _user(value: object, base: Path) -> str:
+    name = _account(value, "user")
+    try:
+        return pwd.getpwnam(name).pw_name if not name.isdecimal() else name
+    except KeyError:
+        hint = nearest(name, (entry.pw_name for entry in pwd.getpwall()))
+        raise ValueError(f"no such user: {_shown(name)}{hint}") from None
+
+
+def _group(value: object, base: Path) -> str:
+    name = _account(value, "group")
+    try:
+        return grp.getgrnam(name).gr_name if not name.isdecimal() else name
+    except KeyError:
+        hint = nearest(name, (entry.gr_name for entry in grp.getgrall()))
+        raise ValueError(f"no such group: {_shown(name)}{hint}") from None
+
+
+def _account(value: object, what: str) -> str:
+    """Return a name, or a number as text: who is called by a number need not have a name."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    text = _text(value, Path()) if isinstance(value, str) else ""
+    if not text:
+        raise ValueError(f"expected a {what}'s name in quotes, got {quoted(value)}")
+    return text
+
+
 def _field_value(value: object, base: Path) -> str:
     text = _text(value, base)
     if not text.isascii() or not text.isprintable():
@@ -317,6 +394,8 @@ Flag: TypeAlias = Annotated[bool, Reader(_flag)]
 Count: TypeAlias = Annotated[int, Reader(_count)]
 #: 0 or more, 0 being none of them.
 CountOrNone: TypeAlias = Annotated[int, Reader(_count_or_none)]
+#: 0 to 255.
+Octet: TypeAlias = Annotated[int, Reader(_octet)]
 #: ``0`` in the file is `UNLIMITED` in the attribute.
 CountLimit: TypeAlias = Annotated[int, Reader(_count_limit)]
 Size: TypeAlias = Annotated[int, Reader(_size)]
@@ -327,6 +406,8 @@ SizeLimit: TypeAlias = Annotated[int, Reader(_size_limit)]
 Time: TypeAlias = Annotated[float, Reader(_time)]
 #: ``0`` in the file is `FOREVER_S` in the attribute.
 TimeLimit: TypeAlias = Annotated[float, Reader(_time_limit)]
+#: Whether there is such a backend is seen once all are read.
+BackendName: TypeAlias = Annotated[str, Reader(_text)]
 Texts: TypeAlias = Annotated[tuple[str, ...], Reader(_texts)]
 TextTable: TypeAlias = Annotated[dict[str, str], Reader(_text_table)]
 Variables: TypeAlias = Annotated[dict[str, str], Reader(_variables)]
@@ -334,16 +415,24 @@ Command: TypeAlias = Annotated[tuple[str, ...], Reader(_command)]
 #: Absolute, as all paths below; of these the file or folder is there.
 AbsolutePath: TypeAlias = Annotated[str, Reader(_path)]
 Folder: TypeAlias = Annotated[str, Reader(_folder)]
+#: Files and folders; ``true`` is none of them, and ``false`` stands for None.
+Watched: TypeAlias = Annotated[tuple[str, ...], Reader(_watched)]
 Folders: TypeAlias = Annotated[tuple[str, ...], Reader(_folders)]
+#: By prefixes of URL paths.
+FoldersByPath: TypeAlias = Annotated[dict[str, str], Reader(_folders_by_path)]
 FolderOrProgram: TypeAlias = Annotated[str, Reader(_folder_or_program)]
 LogFile: TypeAlias = Annotated[str, Reader(_log_file)]
 Programs: TypeAlias = Annotated[dict[str, str], Reader(_programs)]
 Endpoints: TypeAlias = Annotated[tuple[Endpoint, ...], Reader(_endpoints_to_bind)]
 Address: TypeAlias = Annotated[str, Reader(_address)]
+#: Of one application; SRV names (``srv:…``) are taken, too.
+Addresses: TypeAlias = Annotated[tuple[str, ...], Reader(_addresses)]
 Origin: TypeAlias = Annotated[str, Reader(_origin)]
 ApplicationName: TypeAlias = Annotated[str, Reader(_application)]
 RedirectTarget: TypeAlias = Annotated[str, Reader(_redirect_target)]
 RedirectStatus: TypeAlias = Annotated[int, Reader(_redirect_status)]
+UserName: TypeAlias = Annotated[str, Reader(_user)]
+GroupName: TypeAlias = Annotated[str, Reader(_group)]
 MediaTypes: TypeAlias = Annotated[dict[str, str], Reader(_media_types)]
 FieldValue: TypeAlias = Annotated[str, Reader(_field_value)]
 FileNames: TypeAlias = Annotated[tuple[str, ...], Reader(_file_names)]

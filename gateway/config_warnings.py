@@ -20,7 +20,9 @@ from .config import (
     FastCgiSpec,
     ProxySpec,
     Route,
+    ScgiSpec,
     StaticSpec,
+    UwsgiSpec,
     WsgiSpec,
 )
 
@@ -33,6 +35,7 @@ _PLENTY_OF_THREADS = 64
 def warnings(config: Config) -> Iterator[tuple[str, str]]:
     """Yield (place, text); the place is ``file:line``, or a key where there is no file."""
     used = {route.backend for route in config.routes}
+    used |= {route.authorizer for route in config.routes if route.authorizer is not None}
     for name, spec in config.backends.items():
         place = spec.place or f"backends.{name}"
         if name not in used:
@@ -41,23 +44,62 @@ def warnings(config: Config) -> Iterator[tuple[str, str]]:
             yield place, text
     for route in config.routes:
         spec = config.backends[route.backend]
-        for text in (*_of_path(route, spec), *_of_files(route, spec, config)):
+        for text in (
+            *_of_path(route, spec),
+            *_of_files(route, spec, config),
+            *_of_authorizer(route, spec, config),
+            *_of_slashes(route, config),
+        ):
             yield route.place or route.path, text
 
 
 def _of_backend(spec: BackendSpec, config: Config) -> Iterator[str]:
-    if isinstance(spec, CgiSpec) and os.geteuid() == 0:
-        yield "run as root, every CGI script is root, too"
-    if isinstance(spec, FastCgiSpec | ProxySpec):
-        address = spec.address or ""
-        if address.startswith("unix:") and not (isinstance(spec, FastCgiSpec) and spec.spawn):
+    for address in _addresses(spec):
+        if address.startswith("unix:"):
             yield from _of_socket(address.removeprefix("unix:"))
+    if isinstance(spec, FastCgiSpec) and spec.spawn:
+        yield from _of_restarts(spec, config)
     if isinstance(spec, WsgiSpec | AsgiSpec):
         module = spec.application.partition(":")[0].partition(".")[0]
         if PathFinder.find_spec(module, list(config.import_path)) is None and (
             PathFinder.find_spec(module) is None
         ):
             yield f"there is no module '{module}' in {config.base} or where Python looks"
+
+
+def _of_restarts(spec: FastCgiSpec, config: Config) -> Iterator[str]:
+    """Warn of restarts that never come, and of requests that one loses."""
+    program, *arguments = spec.spawn
+    name = os.path.basename(program)
+    if spec.restart_on_change == () and arguments:
+        folder = spec.cwd or config.base
+        if not any(os.path.isfile(os.path.join(folder, word)) for word in arguments):
+            yield (
+                f"'restart_on_change = true' looks at {name} alone, for no argument of 'spawn' "
+                "names a file: write a list of the files"
+            )
+    own = spec.env.get("PHP_FCGI_MAX_REQUESTS") or os.environ.get("PHP_FCGI_MAX_REQUESTS", "500")
+    is_php = name.startswith("php") and "cgi" in name and own.isdecimal()
+    if is_php and 0 < int(own) <= spec.max_requests:
+        yield (
+            f"{name} ends by itself after {own} requests (PHP_FCGI_MAX_REQUESTS), and so "
+            f"never comes to 'max_requests = {spec.max_requests}'"
+        )
+    is_tcp = any(not address.startswith("unix:") for address in spec.addresses)
+    is_exchanged = spec.restart_on_change is not None or spec.touch_reload is not None
+    if is_tcp and (is_exchanged or spec.max_requests or spec.max_memory_bytes or spec.stop_idle_s):
+        yield (
+            f"at {spec.addresses[0]} old and new processes share one socket: requests that an "
+            "old one has in hand are lost if SIGTERM ends it at once; none is without 'fastcgi', "
+            "or at a unix socket"
+        )
+
+
+def _addresses(spec: BackendSpec) -> tuple[str, ...]:
+    """Return where somebody else's application has to be running."""
+    if isinstance(spec, ScgiSpec | UwsgiSpec) or (isinstance(spec, FastCgiSpec) and not spec.spawn):
+        return spec.addresses
+    return (spec.address,) if isinstance(spec, ProxySpec) else ()
 
 
 def _of_socket(path: str) -> Iterator[str]:
@@ -108,6 +150,46 @@ def _of_files(route: Route, spec: BackendSpec, config: Config) -> Iterator[str]:
     scripts = sorted(file.name for file in root.glob("*.php"))
     if scripts:
         yield f"{scripts[0]} is sent as it is written; PHP is run by a fastcgi backend with 'root'"
+
+
+def _of_authorizer(route: Route, spec: BackendSpec, config: Config) -> Iterator[str]:
+    """Warn of a way round it: the same files by another route that has none."""
+    root = _root_of_files(spec)
+    if route.authorizer is None or root is None:
+        return
+    for other in config.routes:
+        files = _root_of_files(config.backends[other.backend])
+        if other.authorizer is not None or files is None or not root.is_relative_to(files):
+            continue
+        below = root.relative_to(files).as_posix()
+        path = other.path.rstrip("/") if other.mount else ""
+        if below != ".":
+            path += f"/{below}"
+        # A guard without a host comes after every route of the request's own host, and
+        # one with a host guards no other.
+        guarded = (
+            each.path.rstrip("/")
+            for each in config.routes
+            if each.authorizer is not None and set(other.hosts or ("",)) <= set(each.hosts or ("",))
+        )
+        if not any(path == prefix or path.startswith(f"{prefix}/") for prefix in guarded):
+            yield f"without asking '{route.authorizer}' these files can be read under {path or '/'}"
+
+
+def _of_slashes(route: Route, config: Config) -> Iterator[str]:
+    """Warn of a way round an authorizer by a path that means the same to many."""
+    if route.authorizer is not None and route.path != "/" and not config.http.merge_slashes:
+        yield (
+            f"'/{route.path}' is another path with 'merge_slashes = false', for which "
+            f"'{route.authorizer}' is not asked, and applications may take it for '{route.path}'"
+        )
+
+
+def _root_of_files(spec: BackendSpec) -> Path | None:
+    """Return the folder whose files are sent as they are, if there is one."""
+    if isinstance(spec, StaticSpec):
+        return Path(spec.root)
+    return Path(spec.root) if isinstance(spec, FastCgiSpec) and spec.root and spec.files else None
 
 
 def _is_routed(path: str, config: Config) -> bool:

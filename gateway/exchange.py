@@ -23,12 +23,13 @@ from ..adapters.errors import (
     InternalError,
     Truncated,
 )
-from ..protocols.asgi import Message, Scope
+from ..protocols.asgi import Fields, Message, Scope
 from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from ..protocols.http1 import Request
 from ..protocols.http1.events import CHUNKED
 from ..protocols.http1.response import STATUS_LINES, ResponseFields, examine, without_length
 from .errors import error_response, exception_status
+from .sendfile import SentFile
 
 if TYPE_CHECKING:
     from .http_driver import HttpConnection
@@ -64,6 +65,8 @@ class Exchange:
     task: asyncio.Task[None] | None = None
     #: For the access log; the router says which backend answers.
     backend = "-"
+    #: Likewise; whom an authorizer found the client to be, in latin-1.
+    user = ""
     #: Called once when the client has really left; see `depart`.
     on_departure: Callable[[], None] | None = None
     is_departed = False
@@ -89,6 +92,9 @@ class Exchange:
     _is_head_only = False
     #: Body bytes still owed by Content-Length; None when none was given.
     _expected: int | None = None
+    #: What is to be sent in place of the body, or what is wrong with that.
+    _file: SentFile | BackendError | None = None
+    _is_file_due = False
 
     def __init__(self, connection: HttpConnection, request: Request) -> None:
         service = connection.service
@@ -233,8 +239,7 @@ class Exchange:
                     connection.last_lines = fields[0]
             unusual = fields[2]
             if unusual is not None and unusual.sendfile is not None:
-                # No root is configured from which a backend may have files sent.
-                raise BadGateway(f"the backend wants the file {unusual.sendfile!r} to be sent")
+                self._file = self._find_file(unusual.sendfile, list(headers))
             self._fields = fields
             self._status = status
         elif kind == "http.response.body":
@@ -245,6 +250,10 @@ class Exchange:
                 raise ClientLeft("the client has left")
             body = message.get("body", b"")
             is_last = not message.get("more_body", False)
+            if self._file is not None:
+                # Another body is sent, when this one has come to its end.
+                self._is_file_due = is_last
+                return
             if not isinstance(body, bytes):
                 body = bytes(body)
             if len(body) > _SLICE_BYTES:
@@ -264,6 +273,33 @@ class Exchange:
                     await asyncio.sleep(0)
         else:
             raise LocalProtocolError(f"unknown message type {kind!r}")
+
+    def _find_file(self, name: bytes, fields: Fields) -> SentFile | BackendError:
+        """Open the file that a backend wants to be sent; return what is wrong with it, if so.
+
+        That is raised when the backend is through: raised out of its ``send()``, it
+        would be taken by applications for a failure of their own.
+        """
+        files = self.connection.service.sent_files
+        if files is None:
+            return BadGateway(f"the backend wants {name!r} to be sent, and no folder is named")
+        try:
+            return files.open(fields)
+        except BackendError as error:
+            return error
+
+    async def _send_file(self) -> None:
+        """Send what a backend has named in place of its body."""
+        file, self._file = self._file, None
+        self._fields = None
+        if isinstance(file, BackendError):
+            raise file
+        if file is not None:
+            request = self.request
+            try:
+                await file.answer(request.method, request.fields, self._status, self.send)
+            finally:
+                file.close()
 
     async def _drain(self) -> None:
         await self.connection.drain()
@@ -392,11 +428,16 @@ class Exchange:
                 raise Truncated(f"the body is {expected} bytes short of its Content-Length")
             self._complete()
 
+    @property
+    def awaits_continue(self) -> bool:
+        """Whether the client may be waiting for our 100, which the application has not asked for."""
+        return self._wants_continue and not self.received_bytes
+
     def _is_drainable(self) -> bool:
         """Tell whether the rest of an unread body is little enough to read away."""
         if self.is_body_complete:
             return True
-        if self._wants_continue and not self.received_bytes:
+        if self.awaits_continue:
             # RFC 9110 §10.1.1: without our 100 the client may send the body or not.
             return False
         length = self.request.content_length
@@ -423,6 +464,8 @@ class Exchange:
         running.add(self)
         try:
             await self.connection.service.app(scope, self.receive, self.send)
+            if self._is_file_due:
+                await self._send_file()
             if not self.is_complete and not self.is_departed:
                 if not self.is_started:
                     raise InternalError("the application returned without a response")
@@ -443,6 +486,8 @@ class Exchange:
             self._fail(InternalError(f"the application raised {error!r}"))
         finally:
             running.discard(self)
+            if isinstance(self._file, SentFile):
+                self._file.close()
             if self.is_departed and not self.is_complete:
                 self._log(self._status if self.is_started else CLIENT_LEFT)
 
@@ -525,4 +570,5 @@ class Exchange:
             body_bytes=self.sent_bytes,
             duration_s=time.perf_counter() - self.began_at,
             backend=self.backend,
+            user=self.user,
         )

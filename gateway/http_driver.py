@@ -621,6 +621,9 @@ class HttpConnection(asyncio.BufferedProtocol):
         if exchange is None:
             return
         window_s = self.service.timeouts.body_idle
+        if exchange.awaits_continue and not exchange.is_complete:
+            # It is the backend, or an authorizer, that takes its time.
+            self._body_at = now
         elapsed = now - self._body_at
         if elapsed >= window_s:
             received = exchange.received_bytes - self._body_bytes

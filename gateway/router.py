@@ -10,13 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..adapters.errors import BadGateway, InternalError, LocalRedirect, NotFound
-from ..protocols.asgi import GATEWAY_EXTENSION, Receive, Scope, Send
+from ..protocols.asgi import AUTHORIZER_EXTENSION, GATEWAY_EXTENSION, Receive, Scope, Send
 from ..protocols.errors import RemoteProtocolError
 from .backends.base import Backend
 from .exchange import Exchange
 from .paths import normalise
+
+
+class Authorizer(Protocol):
+    """Says whether a request may pass, as `FastCgiAuthorizer` does."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the log."""
+        ...
+
+    async def authorize(self, scope: Scope, receive: Receive, send: Send) -> dict[str, str] | None:
+        """Return the request's new variables; ``None`` if it was refused, and is answered."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +39,14 @@ class Route:
 
     ``hosts``: names without port, ``*.example.com`` for all below; empty for
     every host. ``mount``: the prefix becomes root_path (SCRIPT_NAME).
+    ``authorizer`` is asked before the backend, for every request.
     """
 
     path: str
     backend: Backend
     hosts: Sequence[str] = ()
     mount: bool = False
+    authorizer: Authorizer | None = None
 
 
 _Table = dict[str, Route]
@@ -73,24 +89,25 @@ class Router:
         Raises `NotFound` where no route matches, `ContentTooLarge` for a body
         that is announced as larger than the backend takes.
         """
-        backend = self._enter(scope)
+        route = self._enter(scope)
+        backend = route.backend
         exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
         if exchange.request.content_length:
             limit = backend.body_limit_bytes
             exchange.limit_body(exchange.body_limit_bytes if limit is None else limit)
-        if backend.local_redirects:
-            return self._follow(backend, scope, receive, send)
+        if backend.local_redirects or route.authorizer is not None:
+            return self._follow(route, scope, receive, send)
         return backend(scope, receive, send)
 
-    def _enter(self, scope: Scope) -> Backend:
-        """Choose the backend and put down in the scope what follows from that."""
+    def _enter(self, scope: Scope) -> Route:
+        """Choose the route and put down in the scope what follows from that."""
         # Paths come again; those that do not are forgotten together.
         route = self._found.get(scope["path"]) or self.find(scope)
         if route.mount:
             scope["root_path"] = route.path.rstrip("/")
         exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
         exchange.backend = route.backend.name
-        return route.backend
+        return route
 
     def find(self, scope: Scope) -> Route:
         """Return the route of a request; raise `NotFound` if there is none."""
@@ -120,16 +137,22 @@ class Router:
             dot = host.find(".", dot + 1)
         return None
 
-    async def _follow(self, backend: Backend, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call a backend whose answer may be "as if that had been asked for".
+    async def _follow(self, route: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call a backend behind an authorizer, or whose answer may be "as if asked for that".
 
         RFC 3875 section 6.2.2: the new request is a GET (a HEAD stays one)
         without a body, with the fields of the first.
         """
-        left = backend.local_redirects
+        left = route.backend.local_redirects
         while True:
+            passed = scope
+            if route.authorizer is not None:
+                authorized = await _authorized(route.authorizer, scope, receive, send)
+                if authorized is None:
+                    return
+                passed = authorized
             try:
-                await backend(scope, receive, send)
+                await route.backend(passed, receive, send)
                 return
             except LocalRedirect as redirect:
                 if not left:
@@ -137,7 +160,7 @@ class Router:
                 left -= 1
                 scope = self._redirected(scope, redirect.target)
                 receive = _no_body(receive)
-                backend = self._enter(scope)
+                route = self._enter(scope)
 
     def _redirected(self, scope: Scope, target: bytes) -> Scope:
         raw_path, _, query = target.partition(b"?")
@@ -160,6 +183,28 @@ class Router:
             "query_string": query,
             "headers": [field for field in scope["headers"] if field[0] not in _BODY_FIELDS],
         }
+
+
+async def _authorized(
+    authorizer: Authorizer, scope: Scope, receive: Receive, send: Send
+) -> Scope | None:
+    """Return the scope for the backend; ``None`` if the authorizer has refused.
+
+    The scope that came is left as it is: a local redirect takes nothing of what was
+    found out about the first request to the next.
+    """
+    exchange: Exchange = scope["extensions"][GATEWAY_EXTENSION]
+    backend = exchange.backend
+    exchange.backend = authorizer.name
+    exchange.user = ""
+    variables = await authorizer.authorize(scope, receive, send)
+    if variables is None:
+        return None
+    exchange.backend = backend
+    exchange.user = variables.get("REMOTE_USER", "")
+    # The backend's time begins now.
+    exchange.complete_at = exchange.connection.service.now
+    return {**scope, "extensions": {**scope["extensions"], AUTHORIZER_EXTENSION: variables}}
 
 
 def _longest(table: _Table | None, path: str) -> Route | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -25,10 +26,10 @@ from ..adapters.lifespan import LifespanFailure
 from ..protocols.http1 import Http1Limits
 from .access_log import AccessLog
 from .assembly import Assembly, StartFailure, assemble
-from .backends.listening_processes import SpawnFailure
 from .config import Config
 from .http_driver import HttpConnection
 from .listener import BindFailure, address_of, open_sockets
+from .managed.generation import SpawnFailure
 from .service import ConnectionLimits, PathRules, Service, ServiceSettings, Timeouts
 
 __all__ = ["Banner", "Server", "StartFailure", "serve"]
@@ -88,7 +89,12 @@ class Server:
                 await self._backends.enter_async_context(owned)
             except (LifespanFailure, SpawnFailure, BackendError, OSError) as error:
                 raise StartFailure(str(error)) from error
-        service = Service(assembly.router, _settings(config), access_log=self._access_log)
+        service = Service(
+            assembly.router,
+            _settings(config),
+            access_log=self._access_log,
+            sent_files=assembly.sent_files,
+        )
         self._service = service
         service.start()
         loop = asyncio.get_running_loop()
@@ -240,6 +246,16 @@ def _keep_memory_at_hand() -> None:
     bytearray(_KEPT_BYTES)
 
 
+def _set_aside_what_stays() -> None:
+    """Spare the garbage collector what was loaded at the start and lives to the end.
+
+    Else each full collection, which applications like Mercurial ask for at every
+    request, walks through all modules again.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 async def _serve(config: Config, banner: Banner | None) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -269,6 +285,7 @@ async def _serve(config: Config, banner: Banner | None) -> int:
         try:
             if banner is not None:
                 banner(server)
+            _set_aside_what_stays()
             await stopped
         finally:
             await server.__aexit__(*sys.exc_info())

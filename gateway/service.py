@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .access_log import AccessLog
     from .exchange import Exchange
     from .http_driver import HttpConnection
+    from .sendfile import SentFiles
 
 logger = logging.getLogger("tetrapylon.gateway")
 
@@ -93,6 +94,7 @@ class Service:
         settings: ServiceSettings | None = None,
         *,
         access_log: AccessLog | None = None,
+        sent_files: SentFiles | None = None,
     ) -> None:
         settings = settings or ServiceSettings()
         self.app = app
@@ -100,6 +102,8 @@ class Service:
         self.limits = settings.limits
         self.timeouts = settings.timeouts
         self.access_log = access_log
+        #: The files that backends may have sent in place of a body; None: none.
+        self.sent_files = sent_files
         self.codec_class: type[ServerCodec] = engine(settings.engine)
         self.connections: set[HttpConnection] = set()
         #: Exchanges whose application still runs: the loop itself holds tasks weakly.

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .users import NobodyFits, user_for
+
 _ASGI_FRAMEWORKS = frozenset(
     ("fastapi", "starlette", "quart", "sanic", "litestar", "blacksheep", "falcon.asgi")
 )
@@ -78,7 +80,7 @@ class _Application:
 def look_around(folder: Path, *, php_sockets: tuple[str, ...] = _PHP_SOCKETS) -> list[Find]:
     """Return what can be served from ``folder``, the route ``/`` last; each path once."""
     finds = [
-        Find(f"/{name}/", {"cgi": name}, f"CGI scripts in {name}/")
+        Find(f"/{name}/", {"cgi": name, **_user(folder / name)}, f"CGI scripts in {name}/")
         for name in ("cgi-bin", "htbin")
         if (folder / name).is_dir()
     ]
@@ -109,6 +111,17 @@ def starter_text(finds: list[Find]) -> str:
         for find in finds
     ]
     return _HEAD + ("\n".join(routes) if routes else _NOTHING)
+
+
+def _user(folder: Path) -> dict[str, object]:
+    """Return the keys that say whom scripts run as: root's gateway needs them."""
+    try:
+        names = user_for(folder)
+    except NobodyFits:
+        return {}  # whoever serves it is told, and decides
+    if names is None:
+        return {}
+    return {key: value for key, value in names._asdict().items() if value is not None}
 
 
 def _php(root: str, sockets: tuple[str, ...]) -> Find:

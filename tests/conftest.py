@@ -2,7 +2,8 @@
 
 `gateway(configuration, *arguments)` starts `tetrapylon serve` with a TOML text
 (its relative paths start from the test's `tmp_path`) or with a file; with
-`None`, the arguments are the whole command line. It waits until the gateway
+`None`, the arguments are the whole command line. Root's tests have scripts run as
+root, where the configuration does not say otherwise. It waits until the gateway
 listens, and fails with its standard error if it ends before. After the test
 each gateway gets SIGTERM, must exit with 0 and leave no process behind.
 """
@@ -29,6 +30,9 @@ from typing import Any, Protocol, TypeVar
 import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
+
+from tetrapylon.adapters.pipes import null_input
+from tetrapylon.gateway.spawn import helper
 
 # How long an example takes is the machine's affair; what it finds is ours.
 settings.register_profile(
@@ -64,7 +68,8 @@ def wait_until(condition: Callable[[], T], *, within_s: float, what: str) -> T:
 
 @pytest.fixture(scope="session")
 def first_loop() -> None:
-    """The first uvloop of a process opens descriptors that it keeps."""
+    """The first uvloop of a process, and the first child, open descriptors that are kept."""
+    null_input()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(asyncio.to_thread(int))
     gc.collect()
@@ -232,6 +237,9 @@ def _starter(folder: Path, running: contextlib.ExitStack) -> StartGateway:
             configuration = file
         if configuration is not None:
             arguments = ("serve", "-c", str(configuration), *arguments)
+        runs_programs = arguments[0] in ("serve", "cgi", "php")
+        if os.geteuid() == 0 and runs_programs and "--user" not in arguments:
+            arguments += ("--user", "root")
         number = len(list(logs.iterdir()))
         stdout, stderr = logs / f"{number}.stdout", logs / f"{number}.stderr"
         with stdout.open("wb") as out, stderr.open("wb") as err:
@@ -309,3 +317,22 @@ def _end_survivors(processes: dict[int, str]) -> list[int]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return survivors
+
+
+@pytest.fixture(scope="module")
+def hurry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """Change constants of the spawn helper's `templates`, for the tests of a module."""
+    original = helper.__file__
+    folder = os.path.dirname(original)
+
+    def change(**constants: float) -> None:
+        file = tmp_path_factory.mktemp("hurried") / "helper.py"
+        file.write_text(
+            f"import runpy, sys\nsys.path.append({folder!r})\nimport templates\n"
+            f"vars(templates).update({constants!r})\nsys.path.pop()\n"
+            f"runpy.run_path({original!r}, run_name='__main__')\n"
+        )
+        patch.setattr(helper, "__file__", str(file))
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield change

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-
-from ..php import PhpFailure, running_php
+from ..php import PhpFailure, describe_php, existing_php, php_tables
 from .epilog import examples
 from .exits import EX_UNAVAILABLE, fail
-from .starting import Folder, Host, Port, config_of, existing_folder, start
+from .starting import Folder, Host, Port, User, config_of, existing_folder, folder_user, start
 
 EPILOG = examples(
     ("tetrapylon php .", "http://127.0.0.1:8000/"),
@@ -16,17 +13,21 @@ EPILOG = examples(
 )
 
 
-def php(directory: Folder, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def php(directory: Folder, host: Host = "127.0.0.1", port: Port = 8000, user: User = None) -> None:
     """Serve a folder of PHP: scripts run in php-fpm (or php-cgi), other files are sent.
 
     php-fpm is started for this alone, with a configuration of its own, and
     stopped with it. Uploads may be as large as 64 MiB.
+
+    Started as root, it runs scripts as the folder's owner, or if that is root,
+    too, as somebody without rights; [bold]--user[/bold] names another.
     """
     folder = existing_folder(directory)
-    # Until the server takes the signal over: php-fpm must not be left behind.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    names = folder_user(folder, user)
     try:
-        with running_php(folder) as tables:
-            start(config_of(tables, folder, host, port))
+        program = existing_php()
     except PhpFailure as error:
         fail(EX_UNAVAILABLE, str(error))
+    config = config_of(php_tables(folder, program), folder, host, port, names)
+    note = f"PHP runs as {names.user}." if names is not None else None
+    start(config, note, descriptions=describe_php(folder, program))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .epilog import examples
-from .starting import DEFAULT_FILE, ConfigFile, load_file, start
+from .starting import DEFAULT_FILE, ConfigFile, User, load_file, start
 
 EPILOG = examples(
     ("tetrapylon serve", "what ./tetrapylon.toml says"),
@@ -11,9 +11,9 @@ EPILOG = examples(
 )
 
 
-def serve(config: ConfigFile = DEFAULT_FILE) -> None:
+def serve(config: ConfigFile = DEFAULT_FILE, user: User = None) -> None:
     """Serve what [bold]tetrapylon.toml[/bold] says, until Ctrl-C or SIGTERM.
 
     Requests in flight are answered before it stops; a second signal cuts them.
     """
-    start(load_file(config))
+    start(load_file(config, user))

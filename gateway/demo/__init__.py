@@ -16,6 +16,7 @@ import tomllib
 from pathlib import Path
 
 from ..config import Config
+from ..users import Names, with_user
 
 _FOLDER = Path(__file__).parent
 _FILES = (
@@ -42,7 +43,9 @@ def demo_config(
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     tables = tomllib.loads(_configuration_text())
     tables["listen"]["bind"] = [address]
-    return Config.from_dict(tables, base=_FOLDER)
+    config = Config.from_dict(tables, base=_FOLDER)
+    # Its scripts are our own, and as trustworthy as we are.
+    return with_user(config, Names("root")) if os.geteuid() == 0 else config
 
 
 def copy_demo(folder: str | os.PathLike[str]) -> Path:
@@ -61,8 +64,19 @@ def copy_demo(folder: str | os.PathLike[str]) -> Path:
     # A wheel may have lost the permission that a CGI program needs elsewhere.
     (target / "mirror_cgi.py").chmod(0o755)
     configuration = target / _CONFIGURATION
-    configuration.write_text(_configuration_text(), encoding="utf-8")
+    configuration.write_text(_configuration_text() + _user_text(), encoding="utf-8")
     return configuration
+
+
+def _user_text() -> str:
+    """Return what root must say of the programs, which are our own."""
+    if os.geteuid() != 0:
+        return ""
+    return (
+        "\n# Only root has to say whom programs run as. Better somebody who can do less,\n"
+        "# and can read this folder and run the interpreter above.\n\n"
+        '[cgi]\nuser = "root"\n\n[fastcgi]\nuser = "root"\n'
+    )
 
 
 def _configuration_text() -> str:

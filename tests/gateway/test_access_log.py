@@ -97,6 +97,27 @@ def test_json_is_an_object_a_line(written, in_berlin) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("user", "logged", "in_json"),
+    [
+        ("ada", b"ada", "ada"),
+        ("", b"-", None),
+        ("Ada Lovelace", rb"Ada\x20Lovelace", "Ada Lovelace"),
+        ('a"] - [\n\x1b\\', rb"a\"]\x20-\x20[\x0a\x1b\\", 'a"] - [\n\x1b\\'),
+        ("\xc3\xbc", rb"\xc3\xbc", "ü"),
+        ("\xff", rb"\xff", "\\xff"),
+    ],
+)
+def test_whom_an_authorizer_found(written, user, logged, in_json) -> None:
+    # S10
+    line = written(user=user)
+    assert line.startswith(b"127.0.0.1 - " + logged + b" [")
+    assert line.isascii()
+    assert line.count(b"\n") == 1
+    assert b'"https://example.com/from" "curl/8.5"' in line
+    assert json.loads(written("json", user=user)).get("user") == in_json
+
+
 def test_what_was_no_request_has_a_line_too(written) -> None:
     line = written(request=None, status=400, client="", backend="-")
     assert re.fullmatch(rb'- - - \[[^]]+\] "-" 400 5 "-" "-" 0\.001234 -\n', line)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tetrapylon.gateway import limits
 from tetrapylon.gateway.config import (
+    FOREVER_S,
     UNLIMITED,
     AsgiSpec,
     CgiSpec,
@@ -21,7 +22,9 @@ from tetrapylon.gateway.config import (
     FastCgiSpec,
     ProxySpec,
     RedirectSpec,
+    ScgiSpec,
     StaticSpec,
+    UwsgiSpec,
     WsgiSpec,
     load,
 )
@@ -104,7 +107,7 @@ backend = "shop"
     assert set(config.backends) == {"blog", "shop", "/cgi-bin/", "/api/"}
     blog, shop = config.backends["blog"], config.backends["shop"]
     assert isinstance(blog, FastCgiSpec)
-    assert (blog.address, blog.root) == ("unix:/run/php/php-fpm.sock", str(site / "blog"))
+    assert (blog.addresses, blog.root) == (("unix:/run/php/php-fpm.sock",), str(site / "blog"))
     assert blog.index == ("index.php",)
     assert isinstance(shop, WsgiSpec)
     assert (shop.name, shop.application, shop.threads) == ("shop", "shop:app", 16)
@@ -129,7 +132,7 @@ def test_defaults_are_those_of_the_limits() -> None:
         "cpu": 30,
         "as": 512 << 20,
         "nofile": 64,
-        "nproc": 0,
+        "nproc": 256,
         "fsize": 64 << 20,
         "core": 0,
     }
@@ -145,11 +148,26 @@ def test_every_kind_of_backend_is_a_struct_of_its_own(site) -> None:
     assert isinstance(spec_of({"redirect": "/new/"}, site), RedirectSpec)
     assert spec_of({"proxy": "http://localhost"}, site).address == "http://localhost:80"
     assert isinstance(spec_of({"proxy": "unix:up.sock"}, site), ProxySpec)
+    scgi = spec_of({"scgi": ["127.0.0.1:4000", "unix:app.sock", "srv:_a._tcp.b"]}, site)
+    assert isinstance(scgi, ScgiSpec)
+    assert scgi.addresses == ("127.0.0.1:4000", f"unix:{site}/app.sock", "srv:_a._tcp.b")
+    uwsgi = spec_of({"uwsgi": "localhost:3031", "modifier1": 14, "first_byte": "0s"}, site)
+    assert isinstance(uwsgi, UwsgiSpec)
+    assert (uwsgi.modifier1, uwsgi.modifier2) == (14, 0)
+    assert uwsgi.first_byte_s == FOREVER_S
     spawned = spec_of({"spawn": ["./program", "x/y"]}, site)
     assert spawned.spawn == (str(site / "program"), "x/y")
-    assert spawned.address is None
+    assert spawned.addresses == ()
+    assert spawned.restart_on_change is None
+    watched = spec_of({"spawn": ["sh"], "restart_on_change": ["script.py", "blog"]}, site)
+    assert watched.restart_on_change == (str(site / "script.py"), str(site / "blog"))
+    assert spec_of({"spawn": ["sh"], "restart_on_change": True}, site).restart_on_change == ()
+    assert spec_of({"spawn": ["sh"], "restart_on_change": False}, site).restart_on_change is None
+    touched = spec_of({"spawn": ["sh"], "touch_reload": "absent", "max_memory": "1GiB"}, site)
+    assert touched.touch_reload == str(site / "absent")
+    assert touched.max_memory_bytes == 1 << 30
     both = spec_of({"spawn": ["sh"], "fastcgi": "unix:app.sock"}, site)
-    assert both.address == f"unix:{site}/app.sock"
+    assert both.addresses == (f"unix:{site}/app.sock",)
 
 
 def test_what_a_backend_is_called_is_for_people(site) -> None:
@@ -160,6 +178,8 @@ def test_what_a_backend_is_called_is_for_people(site) -> None:
             {"cgi": "program"},
             {"fastcgi": "127.0.0.1:9000", "root": "blog"},
             {"spawn": ["sh", "-c", "true"]},
+            {"scgi": ["127.0.0.1:4000", "127.0.0.1:4001"]},
+            {"uwsgi": "127.0.0.1:3031", "root": "blog"},
             {"wsgi": "shop:app"},
             {"asgi": "shop:app"},
             {"static": "public"},
@@ -172,6 +192,8 @@ def test_what_a_backend_is_called_is_for_people(site) -> None:
         f"CGI program {site}/program",
         f"FastCGI at 127.0.0.1:9000, scripts in {site}/blog",
         "FastCGI by sh -c true",
+        "SCGI at 127.0.0.1:4000, 127.0.0.1:4001",
+        f"uwsgi at 127.0.0.1:3031, scripts in {site}/blog",
         "WSGI application shop:app, 8 threads",
         "ASGI application shop:app",
         f"files in {site}/public",
@@ -195,7 +217,7 @@ def test_a_kind_s_table_is_the_default_of_its_backends(site) -> None:
         "cpu": 7,
         "as": 2 << 30,
         "nofile": 64,
-        "nproc": 0,
+        "nproc": 256,
         "fsize": 0,
         "core": 0,
     }
@@ -335,8 +357,8 @@ backend = "two"
         ':6: cgi.timeout: 30 has no unit; write "30s" or "30ms"',
         ":10: backends.shop.thread: unknown key; did you mean 'threads'?",
         ":14: backends.two.asgi: a backend has one protocol, not 'wsgi' and 'asgi'",
-        ":16: backends.none: no protocol; one of these keys is needed: cgi, fastcgi, spawn, wsgi, "
-        "asgi, static, redirect, proxy; did you mean 'wsgi'?",
+        ":16: backends.none: no protocol; one of these keys is needed: cgi, fastcgi, spawn, scgi, "
+        "uwsgi, wsgi, asgi, static, redirect, proxy; did you mean 'wsgi'?",
         ":21: routes[0].backend: no backend is named 'shpo'; did you mean 'shop'?",
         ":24: routes[1].path: '/shop/' is already routed (routes[0], line 19)",
         f":25: routes[1].backend.cgi: no such folder or program: {site}/absent",
@@ -403,14 +425,57 @@ def test_what_is_wrong_is_said_with_its_key_and_a_hint(data, said) -> None:
         ({"cgi": "cgi-bin", "env": {"A": 1}}, "'A': expected a text in quotes, got 1"),
         ({"cgi": "cgi-bin", "env": {"A=B": "1"}}, "is no variable's name"),
         ({"cgi": "cgi-bin", "rlimits": {"as": "1KiB"}}, "b.rlimits: limit 'as'"),
+        ({"cgi": "cgi-bin", "user": "nobodi"}, "no such user: nobodi; did you mean 'nobody'?"),
+        ({"cgi": "cgi-bin", "user": ""}, "expected a user's name in quotes, got ''"),
+        ({"cgi": "cgi-bin", "user": -1}, "expected a user's name in quotes, got -1"),
+        ({"cgi": "cgi-bin", "user": "nobody", "group": "rot"}, "no such group: rot"),
+        ({"cgi": "cgi-bin", "group": "root"}, "b.group: has an effect only with 'user'"),
+        ({"spawn": ["sh"], "group": 0}, "b.group: has an effect only with 'user'"),
+        ({"fastcgi": "127.0.0.1:9", "user": 0}, "b.user: has an effect only with 'spawn'"),
         ({"cgi": "cgi-bin", "rlimits": {"mem": 1}}, "b.rlimits.mem: unknown key"),
         ({"cgi": "cgi-bin", "rlimits": 1}, "b.rlimits: expected a table, got 1"),
         ({"fastcgi": "/run/x.sock"}, 'did you mean "unix:/run/x.sock"?'),
+        ({"fastcgi": []}, "expected an address, got an empty list"),
+        ({"fastcgi": ["10.0.0.1:9000", "nowhere"]}, "'nowhere' has no port"),
+        ({"fastcgi": ["unix:a.sock", "unix:./a.sock"]}, "'unix:./a.sock' is given twice"),
+        ({"fastcgi": "srv:app.test"}, "is not like srv:_service._tcp.example.com"),
+        ({"fastcgi": ["unix:a", "unix:b"], "spawn": ["sh"]}, "there is one socket"),
+        ({"fastcgi": "srv:_f._tcp.app.test", "spawn": ["sh"]}, "there is one socket"),
+        ({"fastcgi": "127.0.0.1:9000", "multiplex": 0}, "expected 1 or more"),
+        ({"fastcgi": "127.0.0.1:9000", "breaker": -1}, "expected 0 or more"),
+        ({"fastcgi": "127.0.0.1:9000", "breaker_window": 10}, "breaker_window"),
+        ({"fastcgi": "127.0.0.1:9000", "resolve": "soon"}, "resolve"),
         ({"fastcgi": "tcp://127.0.0.1:9000"}, '"127.0.0.1:9000"'),
         ({"fastcgi": "127.0.0.1:9000", "root": "absent"}, "check_file = false"),
         ({"fastcgi": "127.0.0.1:9000", "index": "i.php"}, "has an effect only with 'root'"),
         ({"fastcgi": "127.0.0.1:9000", "processes": 2}, "has an effect only with 'spawn'"),
+        ({"fastcgi": "127.0.0.1:9000", "max_requests": 2}, "has an effect only with 'spawn'"),
+        ({"fastcgi": "127.0.0.1:9000", "restart_on_change": True}, "only with 'spawn'"),
+        ({"fastcgi": "127.0.0.1:9000", "touch_reload": "x"}, "has an effect only with 'spawn'"),
+        ({"spawn": ["sh"], "start": "later"}, 'b.start: expected one of "now", "demand"'),
+        ({"spawn": ["sh"], "start": "demnd"}, "did you mean 'demand'?"),
+        ({"spawn": ["sh"], "stop_idle": 300}, 'b.stop_idle: 300 has no unit; write "300s"'),
+        ({"spawn": ["sh"], "max_requests": -1}, "b.max_requests: expected 0 or more"),
+        ({"spawn": ["sh"], "max_requests": "many"}, "expected a whole number"),
+        ({"spawn": ["sh"], "max_memory": "much"}, "b.max_memory: 'much' is not a size"),
+        ({"spawn": ["sh"], "restart_on_change": 1}, "expected true, false or a list of paths"),
+        ({"spawn": ["sh"], "restart_on_change": ["absent"]}, "no such file or folder: "),
+        ({"spawn": ["sh"], "restart_on_change": [1]}, "expected a list of texts, got a list"),
+        ({"spawn": ["sh"], "touch_reload": True}, "b.touch_reload: expected a text in quotes"),
+        ({"spawn": ["sh"], "touch_relaod": "x"}, "did you mean 'touch_reload'?"),
         ({"fastcgi": "127.0.0.1:9000", "root": "blog", "split": "php"}, "is not the end of a name"),
+        ({"scgi": "scgi://127.0.0.1:4000"}, 'write the address as "127.0.0.1:4000"'),
+        ({"scgi": []}, "b.scgi: expected an address"),
+        ({"scgi": "127.0.0.1:4000", "split": ".cgi"}, "b.split: has an effect only with 'root'"),
+        ({"scgi": "127.0.0.1:4000", "root": "absent"}, "check_file = false"),
+        ({"scgi": "127.0.0.1:4000", "modifier1": 5}, "b.modifier1: unknown key"),
+        ({"scgi": "127.0.0.1:4000", "keep_alive": True}, "b.keep_alive: unknown key"),
+        ({"scgi": "127.0.0.1:4000", "uwsgi": "127.0.0.1:4000"}, "one protocol, not 'scgi' and"),
+        ({"uwsgi": "uwsgi://[::1]:3031"}, 'write the address as "[::1]:3031"'),
+        ({"uwsgi": "/run/uwsgi.sock"}, 'did you mean "unix:/run/uwsgi.sock"?'),
+        ({"uwsgi": "127.0.0.1:3031", "modifier1": 256}, "modifier1: expected 255 at the most"),
+        ({"uwsgi": "127.0.0.1:3031", "modifier2": -1}, "modifier2: expected 0 or more, got -1"),
+        ({"uwsgi": "127.0.0.1:3031", "modifer1": 5}, "did you mean 'modifier1'?"),
         ({"spawn": "sh -c x"}, 'write ["sh", "-c", "x"]'),
         ({"spawn": []}, "a program and its arguments"),
         ({"spawn": ["no-such-program"]}, "no such program: no-such-program"),
@@ -436,6 +501,48 @@ def test_what_is_wrong_with_a_backend(site, backend, said) -> None:
     assert said in problem
 
 
+def test_several_addresses(site) -> None:
+    texts = ["unix:a.sock", "[::1]:9000", "php:9000", "srv:_fcgi._tcp.example.com"]
+    spec = spec_of({"fastcgi": texts, "breaker_window": "0", "resolve": "1m"}, site)
+    assert spec.addresses == (f"unix:{site}/a.sock", *texts[1:])
+    assert spec.describe() == "FastCGI at " + ", ".join(spec.addresses)
+    assert (spec.breaker, spec.breaker_window_s, spec.resolve_s) == (5, FOREVER_S, 60.0)
+    assert (spec.multiplex, spec_of({"proxy": "http://a"}, site).breaker) == (1, 5)
+
+
+def test_an_authorizer_is_a_fastcgi_backend_by_its_name() -> None:
+    backends = {"login": {"fastcgi": "127.0.0.1:9000"}, "shop": {"wsgi": "shop:app"}}
+    inline = {"path": "/x", "backend": {"spawn": ["sh"]}}
+    for name, said in (
+        ("login", None),
+        ("/x", None),
+        ("lgin", "routes[0].authorizer: no backend is named 'lgin'; did you mean 'login'?"),
+        ("shop", "'shop' is a backend of the kind wsgi; authorizers speak FastCGI"),
+        ("", "routes[0].authorizer: no backend is named ''"),
+        (1, "routes[0].authorizer: expected a text in quotes, got 1"),
+        ({"fastcgi": "a:1"}, "routes[0].authorizer: expected a text in quotes"),
+    ):
+        data = {
+            "backends": backends,
+            "routes": [{"path": "/", "backend": "shop", "authorizer": name}, inline],
+        }
+        if said is None:
+            assert Config.from_dict(data).routes[0].authorizer == name
+            assert Config.from_dict(data).routes[1].authorizer is None
+        else:
+            (problem,) = problems_of(data)
+            assert said in problem
+
+
+def test_an_authorizer_that_is_wrong_itself_is_no_second_error() -> None:
+    data = {
+        "backends": {"login": {"fastcgi": "nowhere"}},
+        "routes": [{**ROUTE, "authorizer": "login"}],
+    }
+    (problem,) = problems_of(data)
+    assert "backends.login.fastcgi" in problem
+
+
 def test_a_root_that_only_the_application_sees_need_not_be_here() -> None:
     spec = spec_of({"fastcgi": "127.0.0.1:9000", "root": "/in/container", "check_file": False})
     assert spec.root == "/in/container"
@@ -444,6 +551,37 @@ def test_a_root_that_only_the_application_sees_need_not_be_here() -> None:
 def test_a_program_that_an_interpreter_runs_need_not_be_executable(site) -> None:
     spec = spec_of({"cgi": "script.py", "interpreters": {".py": "sh"}}, site)
     assert Path(spec.interpreters[".py"]).is_absolute()
+
+
+def test_folders_that_files_are_sent_from(site) -> None:
+    routes = [{"path": "/", "backend": {"static": "public", "ranges": 3}}]
+    static = {"sendfile_roots": "public", "accel": {"/p/": "public"}, "ranges": 2}
+    config = Config.from_dict({"static": static, "routes": routes}, base=site)
+    assert config.static.sendfile_roots == (f"{site}/public",)
+    assert config.static.accel == {"/p/": f"{site}/public"}
+    assert config.static.ranges == 2
+    assert config.backends["/"].ranges == 3
+
+
+@pytest.mark.parametrize(
+    ("static", "said"),
+    [
+        ({"sendfile_roots": ["absent"]}, "no such folder"),
+        ({"sendfile_roots": 1}, "expected a list of texts, got 1"),
+        ({"accel": {"p": "public"}}, "'p': a path begins with \"/\""),
+        ({"accel": {"/p": "absent"}}, "'/p': no such folder"),
+        ({"accel": "public"}, "expected a table of texts"),
+    ],
+)
+def test_folders_that_no_files_are_sent_from(site, static, said) -> None:
+    routes = [{"path": "/", "backend": {"static": "public"}}]
+    (problem,) = problems_of({"static": static, "routes": routes}, site)
+    assert said in problem
+
+
+def test_a_backend_of_files_sends_none_for_others(site) -> None:
+    (problem,) = backend_problems({"static": "public", "sendfile_roots": ["public"]}, site)
+    assert "sendfile_roots: unknown key" in problem
 
 
 def test_an_error_in_a_kind_s_table_is_reported_once(site) -> None:

@@ -1,6 +1,5 @@
 """Surprises in configurations that are valid."""
 
-import os
 import socket
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from tetrapylon.gateway.config_warnings import warnings
 
 def warned(routes: list[dict], base: Path, **tables: object) -> list[str]:
     config = Config.from_dict({"routes": routes, **tables}, base=base)
-    return [text for _, text in warnings(config) if "run as root" not in text]
+    return [text for _, text in warnings(config)]
 
 
 def route(path: str, **backend: object) -> dict:
@@ -66,6 +65,64 @@ def test_a_backend_that_nobody_asks(site) -> None:
     ]
 
 
+def test_an_authorizer_is_asked(site) -> None:
+    backends = {"login": {"fastcgi": "127.0.0.1:9000"}}
+    routes = [{**route("/", wsgi="shop:app"), "authorizer": "login"}]
+    assert warned(routes, site, backends=backends) == []
+
+
+def test_slashes_that_lead_round_an_authorizer(site) -> None:
+    backends = {"login": {"fastcgi": "127.0.0.1:9000"}}
+    guarded = {**route("/admin/", wsgi="shop:app"), "authorizer": "login"}
+    (text,) = warned([guarded], site, backends=backends, http={"merge_slashes": False})
+    assert text.startswith("'//admin/' is another path with 'merge_slashes = false'")
+    assert warned([guarded], site, backends=backends) == []
+    whole = {**guarded, "path": "/"}
+    assert warned([whole], site, backends=backends, http={"merge_slashes": False}) == []
+
+
+def test_a_way_round_an_authorizer(site) -> None:
+    (site / "site/members/inner").mkdir(parents=True)
+    backends = {"login": {"fastcgi": "127.0.0.1:9000"}}
+    guarded = {**route("/area/", static="site/members"), "authorizer": "login"}
+    public = route("/", static="site")
+    (text,) = warned([guarded, public], site, backends=backends)
+    assert text == "without asking 'login' these files can be read under /members"
+    (text,) = warned([guarded, route("/x/", static="site/members")], site, backends=backends)
+    assert text == "without asking 'login' these files can be read under /x"
+    # Behind the same path, or beside it, there is no other way.
+    same = {**guarded, "path": "/members/"}
+    assert warned([same, public], site, backends=backends) == []
+    beside = route("/", static="site/members/inner")
+    assert warned([guarded, beside], site, backends=backends) == []
+    # Files beside scripts are files, too.
+    scripts = route("/", fastcgi="127.0.0.1:9001", root="site", files=True)
+    (text,) = warned([guarded, scripts], site, backends=backends)
+    assert text == "without asking 'login' these files can be read under /members"
+    assert warned([same, scripts], site, backends=backends) == []
+
+
+@pytest.mark.parametrize(
+    ("guard", "other", "is_guarded"),
+    [
+        (["a.example"], ["a.example"], True),
+        (["a.example", "b.example"], ["b.example"], True),
+        ([], ["a.example"], False),
+        (["a.example"], [], False),
+        (["a.example"], ["a.example", "b.example"], False),
+        (["*.example"], ["a.example"], False),
+    ],
+)
+def test_an_authorizer_of_another_host_guards_nothing(site, guard, other, is_guarded) -> None:
+    (site / "site/members").mkdir()
+    backends = {"login": {"fastcgi": "127.0.0.1:9000"}}
+    guarded = {**route("/members/", static="site/members"), "authorizer": "login", "host": guard}
+    public = {**route("/", static="site"), "host": other}
+    found = warned([guarded, public], site, backends=backends)
+    text = "without asking 'login' these files can be read under /members"
+    assert found == ([] if is_guarded else [text])
+
+
 def test_a_module_that_is_not_there(site) -> None:
     (text,) = warned([route("/", asgi="absent.module:app")], site)
     assert "there is no module 'absent'" in text
@@ -73,8 +130,9 @@ def test_a_module_that_is_not_there(site) -> None:
 
 
 def test_sockets_that_are_not_there_or_none_or_not_ours(site) -> None:
-    (text,) = warned([route("/", fastcgi="unix:app.sock")], site)
-    assert "is the application running?" in text
+    for kind in ("fastcgi", "scgi", "uwsgi"):
+        (text,) = warned([route("/", **{kind: "unix:app.sock"})], site)
+        assert "is the application running?" in text
     (site / "app.sock").touch()
     (text,) = warned([route("/", proxy="unix:app.sock")], site)
     assert "is not a socket" in text
@@ -83,6 +141,27 @@ def test_sockets_that_are_not_there_or_none_or_not_ours(site) -> None:
         listening.bind(str(site / "app.sock"))
         assert warned([route("/", fastcgi="unix:app.sock")], site) == []
     assert warned([route("/", fastcgi="unix:none.sock", spawn=["sh"])], site) == []
+
+
+def test_restarts_that_never_come_or_lose_something(site, monkeypatch) -> None:
+    monkeypatch.delenv("PHP_FCGI_MAX_REQUESTS", raising=False)
+
+    def said(**spec) -> list[str]:
+        return warned([route("/", **spec)], site)
+
+    (text,) = said(spawn=["sh", "-c", "true"], restart_on_change=True)
+    assert text.startswith("'restart_on_change = true' looks at sh alone")
+    assert said(spawn=["sh", "shop.py"], restart_on_change=True) == []
+    assert said(spawn=["sh", "-c", "true"], restart_on_change=["site"]) == []
+    (site / "php-cgi8.2").touch(0o755)
+    (text,) = said(spawn=["./php-cgi8.2"], max_requests=1000)
+    assert text.startswith("php-cgi8.2 ends by itself after 500 requests")
+    assert said(spawn=["./php-cgi8.2"], max_requests=100) == []
+    env = {"PHP_FCGI_MAX_REQUESTS": "0"}
+    assert said(spawn=["./php-cgi8.2"], max_requests=1000, env=env) == []
+    (text,) = said(spawn=["sh"], fastcgi="127.0.0.1:9000", touch_reload="x")
+    assert text.startswith("at 127.0.0.1:9000 old and new processes share one socket")
+    assert said(spawn=["sh"], fastcgi="127.0.0.1:9000") == []
 
 
 def test_sources_that_can_be_read(site) -> None:
@@ -103,11 +182,3 @@ def test_the_configuration_itself_that_can_be_read(site) -> None:
         f"{file}:1",
         f"the folder of the configuration itself can be read by everyone: {site}",
     )
-
-
-def test_scripts_run_as_root(site, monkeypatch) -> None:
-    config = Config.from_dict({"routes": [route("/", cgi="site/cgi-bin")]}, base=site)
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert ["run as root" in text for _, text in warnings(config)] == [True]
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert list(warnings(config)) == []

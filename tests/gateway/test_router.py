@@ -40,6 +40,20 @@ class Recorder(Backend):
         return "a recorder"
 
 
+class Doorkeeper:
+    """An authorizer that lets those pass whose path it has variables for."""
+
+    name = "doorkeeper"
+
+    def __init__(self, **variables: dict[str, str]) -> None:
+        self.variables = {f"/{name}": value for name, value in variables.items()}
+        self.scopes: list[Scope] = []
+
+    async def authorize(self, scope: Scope, receive: Receive, send: Send) -> dict[str, str] | None:
+        self.scopes.append(scope)
+        return self.variables.get(scope["path"])
+
+
 class Exchange:
     """What the connection driver puts into the scope."""
 
@@ -52,6 +66,7 @@ class Exchange:
         self.now = 5.0
         self.complete_at = 0.0
         self.backend = "-"
+        self.user = ""
 
     def limit_body(self, limit_bytes: int) -> None:
         if self.content_length > limit_bytes:
@@ -199,3 +214,72 @@ def test_local_redirect_out_of_the_root_is_refused() -> None:
     script = Recorder("script", local_redirects=10, targets=[b"/../etc"])
     with pytest.raises(BadGateway):
         ask(Router([Route("/", script)]), scope_of("/"))
+
+
+def test_an_authorizer_is_asked_first() -> None:
+    keeper = Doorkeeper(open={"REMOTE_USER": "ada", "LEVEL": "3"}, plain={})
+    guarded = Recorder("guarded")
+    router = Router([Route("/", guarded, authorizer=keeper)])
+    exchange = Exchange(4)
+    scope = scope_of("/open", exchange=exchange)
+    ask(router, scope)
+    (passed,) = guarded.scopes
+    assert passed["extensions"]["tetrapylon.authorizer"] == {"REMOTE_USER": "ada", "LEVEL": "3"}
+    assert passed["extensions"]["tetrapylon"] is exchange
+    assert guarded.bodies == [b"body"]
+    assert (exchange.backend, exchange.user) == ("guarded", "ada")
+    assert exchange.complete_at == 5.0
+    assert keeper.scopes == [scope]
+    assert "tetrapylon.authorizer" not in scope["extensions"]
+
+    exchange = Exchange()
+    ask(router, scope_of("/plain", exchange=exchange))
+    assert guarded.scopes[1]["extensions"]["tetrapylon.authorizer"] == {}
+    assert (exchange.backend, exchange.user) == ("guarded", "")
+
+    # Who refused is whose answer it is.
+    exchange = Exchange()
+    ask(router, scope_of("/closed", exchange=exchange))
+    assert len(guarded.scopes) == 2
+    assert (exchange.backend, exchange.user) == ("doorkeeper", "")
+
+
+def test_a_failing_authorizer_lets_nobody_pass() -> None:
+    class Failing(Doorkeeper):
+        async def authorize(self, scope: Scope, receive: Receive, send: Send) -> None:
+            raise BadGateway("it died")
+
+    guarded = Recorder("guarded")
+    exchange = Exchange()
+    with pytest.raises(BadGateway):
+        ask(Router([Route("/", guarded, authorizer=Failing())]), scope_of("/", exchange=exchange))
+    assert guarded.scopes == []
+    assert exchange.backend == "doorkeeper"
+
+
+def test_a_local_redirect_leads_to_the_authorizer_of_its_new_route() -> None:
+    keeper = Doorkeeper(cgi={"REMOTE_USER": "ada"})
+    script = Recorder("script", local_redirects=10, targets=[b"/secret/x", b"/pages"])
+    secret, pages = Recorder("secret"), Recorder("pages")
+    router = Router(
+        [
+            Route("/cgi", script, authorizer=keeper),
+            Route("/secret", secret, authorizer=keeper),
+            Route("/pages", pages),
+        ]
+    )
+    ask(router, scope_of("/cgi"))
+    assert [scope["path"] for scope in keeper.scopes] == ["/cgi", "/secret/x"]
+    assert secret.scopes == []
+    ask(router, scope_of("/cgi"))
+    (scope,) = pages.scopes
+    # What was found out about the first request says nothing about the next.
+    assert "tetrapylon.authorizer" not in scope["extensions"]
+    assert keeper.scopes[1]["method"] == "GET"
+
+
+def test_an_authorizer_before_a_redirect_out_of_nowhere() -> None:
+    keeper = Doorkeeper(app={})
+    application = Recorder("application", targets=[b"/x"])
+    with pytest.raises(InternalError):
+        ask(Router([Route("/", application, authorizer=keeper)]), scope_of("/app"))

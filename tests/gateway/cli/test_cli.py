@@ -21,6 +21,8 @@ COMMAND = [sys.executable, "-P", "-m", "tetrapylon.gateway"]
 COMMANDS = ("serve", "run", "cgi", "php", "demo", "init", "check")
 # Wide and without colours, however the tests themselves are run.
 PLAIN = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+# Folders of tests are such that only root can read them, if root runs the tests.
+USER = ("--user", "root") if os.geteuid() == 0 else ()
 
 WSGI = """\
 def app(environ, start_response):
@@ -141,6 +143,8 @@ def test_check_shows_the_routes(folder) -> None:
     Path("tetrapylon.toml").write_text(
         '[[routes]]\npath = "/static/"\nbackend = { static = "site" }\n'
         '[[routes]]\nhost = "*.example.com"\nbackend = { wsgi = "shop:app" }\n'
+        'authorizer = "login"\n'
+        '[backends.login]\nfastcgi = "127.0.0.1:9000"\n'
     )
     result = tetrapylon("check")
     assert (result.returncode, result.stderr) == (0, "")
@@ -148,7 +152,8 @@ def test_check_shows_the_routes(folder) -> None:
     assert "tetrapylon.toml is right. It serves:" in rows
     assert "127.0.0.1:8000" in rows
     assert "/static/ static files in site" in rows
-    assert "*.example.com / wsgi WSGI application shop:app, 8 threads" in rows
+    application = "*.example.com / wsgi WSGI application shop:app, 8 threads"
+    assert f"{application}; asks 'login' first" in rows
     assert "warning" not in result.stdout
 
 
@@ -182,7 +187,7 @@ def test_init_writes_what_check_accepts(folder) -> None:
     result = tetrapylon("init")
     assert result.returncode == 0
     assert "Next: tetrapylon check" in result.stderr
-    assert tetrapylon("check").returncode == 0
+    assert tetrapylon("check", *USER).returncode == 0
     assert [route.path for route in load("tetrapylon.toml").routes] == ["/cgi-bin/", "/"]
 
 
@@ -292,10 +297,33 @@ def test_cgi_of_a_folder_without_scripts_exits_with_66_and_says_what_to_do(folde
     assert "chmod +x" in result.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone is asked")
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_root_is_told_to_say_whom_scripts_run_as(folder, command) -> None:
+    (folder / "cgi-bin").mkdir()
+    Path("tetrapylon.toml").write_text('[[routes]]\npath = "/"\nbackend = { cgi = "cgi-bin" }\n')
+    result = tetrapylon(command)
+    assert result.returncode == 78
+    assert "tetrapylon.toml:3: backend /: started as root" in result.stderr
+    assert 'user = "root" if that is really meant' in result.stderr
+    assert "Traceback" not in result.stderr
+    assert tetrapylon("check", "--user", "root").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone has the choice")
+@pytest.mark.parametrize("command", ["cgi", "php"])
+def test_root_s_folder_that_nobody_else_reads_needs_a_word(folder, command) -> None:
+    script(folder / "hello", "echo hello")
+    folder.chmod(0o700)
+    result = tetrapylon(command, ".")
+    assert result.returncode == 78
+    assert "say --user root" in result.stderr
+
+
 def test_php_without_php_names_the_package(folder, monkeypatch) -> None:
     monkeypatch.setattr("tetrapylon.gateway.php.FOLDERS", ())
     monkeypatch.setenv("PATH", str(folder))
-    result = CliRunner().invoke(app, ["php", "."])
+    result = CliRunner().invoke(app, ["php", ".", *USER])
     assert result.exit_code == 69
     assert "apt install php-fpm" in result.output
 

@@ -19,7 +19,7 @@ import pytest
 
 from tetrapylon.adapters.exchange import SpooledBody
 from tetrapylon.adapters.processes import ChildCommand
-from tetrapylon.gateway.spawn import warm_python
+from tetrapylon.gateway.spawn import helper, warm_python
 from tetrapylon.gateway.spawn.child import SpawnedChild
 from tetrapylon.gateway.spawn.client import Spawner, Warm
 from tetrapylon.gateway.spawn.confinement import Confinement, User
@@ -144,6 +144,13 @@ async def shop(folder: Path, confinement: Confinement = PLAIN) -> AsyncIterator[
 def run() -> Callable[[Coroutine[Any, Any, None]], None]:
     """Here one kind of loop does: the client is the same for all, and the rest is the helper's."""
     return lambda main: asyncio.run(asyncio.wait_for(main, 4 * DEADLINE_S))
+
+
+@pytest.fixture
+def hurried(hurry: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Change constants of the helper's `templates`, for one test."""
+    monkeypatch.setattr(helper, "__file__", helper.__file__)
+    return hurry
 
 
 # What it is for
