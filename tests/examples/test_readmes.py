@@ -17,7 +17,8 @@ def test_all_are_here() -> None:
         *("cgi-c", "cgi-perl", "cgi-python", "cgi-sh", "mirror", "php"),
         *("bottle", "django", "flask", "pyramid"),
         *("fastapi", "quart", "sanic", "starlette-sse"),
-        "aiohttp",
+        *("aiohttp", "authorizer", "scgi", "uwsgi"),
+        *("asgi-cgi", "asgi-fastcgi", "mounts"),
     } == set(NAMES)
 
 
