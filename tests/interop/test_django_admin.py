@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
-import os
 import re
 import subprocess
 import sys
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html import unescape
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -28,18 +22,6 @@ PASSWORD = "four gates, one house"
 WITHIN_S = 30.0
 GATES = ("wsgi", "asgi")
 GATES_OF_DEMO = ("cgi", "fastcgi", "wsgi", "asgi")
-
-CHROMIUM_ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",  # as root, and in containers, there is none to be had
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-)
 
 
 @pytest.fixture
@@ -129,117 +111,7 @@ def test_admin_by_a_cookie_jar(house: Any, gate: str) -> None:
 # In a browser
 
 
-class Chromium:
-    """A browser by WebDriver (W3C), which is JSON over HTTP: chromedriver speaks it."""
-
-    ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-
-    def __init__(self, address: str, program: str, profile: Path) -> None:
-        self._address = address
-        arguments = [*CHROMIUM_ARGUMENTS, f"--user-data-dir={profile}"]
-        options = {"binary": program, "args": arguments}
-        wanted = {
-            "alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        }
-        self._path = ""
-        self._path = f"/session/{self._ask('POST', '/session', capabilities=wanted)['sessionId']}"
-
-    def close(self) -> None:
-        self._ask("DELETE", "")
-
-    def _ask(self, method: str, path: str, **parameters: object) -> Any:
-        connection = http.client.HTTPConnection(self._address, timeout=60)
-        with contextlib.closing(connection):
-            body = json.dumps(parameters) if method == "POST" else None
-            connection.request(method, self._path + path, body)
-            answer = connection.getresponse()
-            value = json.loads(answer.read())["value"]
-        assert answer.status == 200, value
-        return value
-
-    def open(self, url: str) -> None:
-        self._ask("POST", "/url", url=url)
-
-    @property
-    def url(self) -> str:
-        return str(self._ask("GET", "/url"))
-
-    def run(self, script: str, *arguments: object) -> Any:
-        """Run JavaScript in the page, and return what it returns."""
-        return self._ask("POST", "/execute/sync", script=script, args=arguments)
-
-    def _find(self, selector: str) -> str:
-        found = self._ask("POST", "/element", using="css selector", value=selector)
-        return f"/element/{found[self.ELEMENT]}"
-
-    def write(self, selector: str, text: str) -> None:
-        self._ask("POST", f"{self._find(selector)}/value", text=text)
-
-    def click(self, selector: str) -> None:
-        self._ask("POST", f"{self._find(selector)}/click")
-
-    def wait_for(self, script: str) -> Any:
-        """Return the first true value of a script; the page may be changing meanwhile."""
-        deadline = time.monotonic() + WITHIN_S
-        while not (value := self.run(script)):
-            assert time.monotonic() < deadline, (
-                f"{script}\n{self.run('return document.body.innerText')}"
-            )
-            time.sleep(0.02)
-        return value
-
-    def complaints(self) -> list[str]:
-        """Return what stands in the browser's console: failed loads, errors of scripts."""
-        entries = self._ask("POST", "/se/log", type="browser")
-        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
-
-
-@pytest.fixture
-def chromium(find_program: Any) -> str:
-    return str(find_program("chromium", "chromium-browser", "google-chrome", package="chromium"))
-
-
-@pytest.fixture
-def browser_folder() -> Iterator[Path]:
-    """Where Chromium puts everything; a short path, for there are sockets in it."""
-    with tempfile.TemporaryDirectory(prefix="tetrapylon-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-def browser(
-    chromium: str, find_program: Any, start_server: Any, free_address: Any, browser_folder: Path
-) -> Iterator[Chromium]:
-    program = find_program("chromedriver", package="chromium-driver")
-    address = free_address()
-    env = {"TMPDIR": str(browser_folder)}
-    start_server(program, f"--port={address.rpartition(':')[2]}", address=address, env=env)
-    with contextlib.closing(Chromium(address, chromium, browser_folder / "driven")) as started:
-        yield started
-
-
-@pytest.fixture
-def dump_dom(chromium: str, browser_folder: Path) -> Callable[[str], str]:
-    """Return a page's DOM as Chromium has it when the page has been loaded."""
-
-    def dump(url: str) -> str:
-        profile = f"--user-data-dir={browser_folder}/dump"
-        done = subprocess.run(
-            [chromium, *CHROMIUM_ARGUMENTS, profile, "--dump-dom", url],
-            env={**os.environ, "TMPDIR": str(browser_folder)},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        return done.stdout.decode()
-
-    return dump
-
-
-def test_demo_page_in_a_browser(
-    gateway: Any, dump_dom: Callable[[str], str], browser: Chromium
-) -> None:
+def test_demo_page_in_a_browser(gateway: Any, dump_dom: Callable[[str], str], browser: Any) -> None:
     running = gateway(None, "demo", "--port", "0")
     dom = dump_dom(running.url + "/")
     # The script has run: it hides one and shows the other.
@@ -282,7 +154,7 @@ def test_demo_page_in_a_browser(
     assert browser.complaints() == []
 
 
-def test_admin_in_a_browser(house: Any, dump_dom: Callable[[str], str], browser: Chromium) -> None:
+def test_admin_in_a_browser(house: Any, dump_dom: Callable[[str], str], browser: Any) -> None:
     dom = dump_dom(f"{house.url}/asgi/admin/")
     assert re.search(r"<title>Log in \| Django site admin</title>", dom)
     assert '<input type="hidden" name="csrfmiddlewaretoken"' in dom

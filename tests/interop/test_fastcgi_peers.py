@@ -395,6 +395,26 @@ def test_libfcgi_started_by_the_gateway(c_application: Path) -> None:
     run(main())
 
 
+def test_who_does_not_multiplex_is_served_all_the_same(
+    folder: Path, c_application: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # FCGI-MPX, FCGI-4.1-GETVALUES: php-fpm and libfcgi say that they cannot
+    async def main(address: str) -> None:
+        php = FastCgiBackend("php", address=address, root=folder / "site", multiplex=8)
+        c = FastCgiBackend("c", spawn=[str(c_application)], processes=2, multiplex=8)
+        async with php, c:
+            for backend, path in ((php, "/index.php"), (c, "/x")):
+                answers = await asyncio.gather(*(ask(backend, path=path) for _ in range(20)))
+                assert [status for status, _, _ in answers] == [200] * 20
+                posted = await ask(backend, "POST", path, body=b"once")
+                assert posted[0] == 200
+
+    with php_fpm(folder) as address:
+        run(main(address))
+    said = [record.message for record in caplog.records if "does not multiplex" in record.message]
+    assert sorted(line.partition(":")[0] for line in said) == ["c", "php"]
+
+
 # Perl
 
 PERL = r"""

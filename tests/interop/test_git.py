@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +50,28 @@ def git(find_program: Any, tmp_path: Path) -> Git:
         "HOME": str(home),
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_TERMINAL_PROMPT": "0",
+        # Noise does not compress, however long it takes.
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "core.compression",
+        "GIT_CONFIG_VALUE_0": "0",
         **{f"GIT_{who}_{k}": v for who in ("AUTHOR", "COMMITTER") for k, v in people.items()},
     }
 
     def run(
-        *arguments: str | Path, cwd: Path | None = None, trace: bool = False, fails: bool = False
+        *arguments: str | Path,
+        cwd: Path | None = None,
+        trace: bool = False,
+        fails: bool = False,
+        started: Callable[[subprocess.Popen[bytes]], None] | None = None,
     ) -> str:
         traced = {"GIT_CURL_VERBOSE": "1", "GIT_TRACE_PACKET": "1"} if trace else {}
+        if started is not None:
+            # In a group of its own: git is several processes.
+            with subprocess.Popen(
+                [program, *arguments], cwd=cwd, env=env, process_group=0, stderr=subprocess.DEVNULL
+            ) as process:
+                started(process)
+            return ""
         done = subprocess.run(
             [program, *arguments],
             cwd=cwd,
@@ -224,3 +242,120 @@ def test_a_client_that_leaves_ends_git(served: Any, git: Git, projects: Path) ->
             assert response.read(100_000) == bytes(100_000)
             assert any("git" in name for name in children_of(served.process.pid))
     assert_no_git_below(served.process.pid)
+
+
+@pytest.fixture
+def by_recipe(gateway: Any, git: Git, recipe: Any, tmp_path: Path) -> Any:
+    """What docs/recipes.md says, with its repository."""
+    page = recipe("git over HTTP", tmp_path / "root")
+    (tmp_path / "root" / "srv" / "git").mkdir(parents=True)
+    page.run()
+    git("config", "core.compression", "0", cwd=tmp_path / "root" / "srv" / "git" / "house.git")
+    return gateway(page.configuration)
+
+
+def fill(git: Git, url: str, work: Path, noise_bytes: int, **push: Any) -> str:
+    """Make a repository with noise, which does not compress, and push it."""
+    git("init", "--quiet", "--initial-branch=main", work)
+    (work / "noise.bin").write_bytes(random.Random(4).randbytes(noise_bytes))
+    (work / "file").write_text("text\n")
+    last = commit(git, work, "noise")
+    git("push", "--quiet", url, "main", cwd=work, **push)
+    return last
+
+
+@pytest.mark.parametrize("buffer", ["65536", "100000000"])
+def test_a_large_pack_and_many_clones(
+    by_recipe: Any, git: Git, tmp_path: Path, buffer: str
+) -> None:
+    url = f"{by_recipe.url}/git/house.git"
+    bare = tmp_path / "root" / "srv" / "git" / "house.git"
+    git("config", "uploadpack.allowFilter", "true", cwd=bare)
+    work = tmp_path / "work"
+    git("init", "--quiet", "--initial-branch=main", work)
+    git("config", "http.postBuffer", buffer, cwd=work)
+    last = fill(git, url, work, 12 << 20)
+
+    def clone(number: int) -> str:
+        target = tmp_path / f"clone-{number}"
+        ways = ("--depth=1", "--filter=blob:none", "--single-branch", "--bare")
+        git("clone", "--quiet", ways[number % len(ways)], url, target)
+        git("fsck", cwd=target)
+        return git("rev-parse", "HEAD", cwd=target).strip()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(clone, range(8))) == {last}
+    # What the partial clone left out came when it was asked for.
+    assert (tmp_path / "clone-1" / "noise.bin").read_bytes() == (work / "noise.bin").read_bytes()
+
+    # Two that push at once: each gets its own branch, or an answer that says why not.
+    def push(number: int) -> str:
+        target = tmp_path / f"clone-{number}"
+        (target / f"file-{number}").write_bytes(random.Random(number).randbytes(1_000_000))
+        commit(git, target, f"by {number}")
+        git("push", "--quiet", "origin", f"HEAD:refs/heads/branch-{number}", cwd=target)
+        return f"branch-{number}"
+
+    with ThreadPoolExecutor(4) as pool:
+        branches = set(pool.map(push, (0, 2, 4, 6)))
+    told = git("ls-remote", "--heads", url)
+    assert {line.rpartition("/")[2] for line in told.splitlines()} == {*branches, "main"}
+    git("fsck", "--strict", cwd=bare)
+    assert_no_git_below(by_recipe.process.pid)
+
+
+@pytest.mark.parametrize("what", ["clone", "push"])
+def test_a_git_that_is_killed_leaves_nothing(
+    by_recipe: Any, git: Git, tmp_path: Path, what: str
+) -> None:
+    url = f"{by_recipe.url}/git/house.git"
+    bare = tmp_path / "root" / "srv" / "git" / "house.git"
+    work = tmp_path / "work"
+    if what == "clone":
+        fill(git, url, work, 24 << 20)
+        # Of a pack, or git is silent for seconds while it makes one.
+        git("repack", "-adq", cwd=bare)
+        commands = [("clone", "--quiet", url, tmp_path / f"clone-{n}") for n in range(3)]
+    else:
+        git("init", "--quiet", "--initial-branch=main", work)
+        (work / "noise.bin").write_bytes(random.Random(5).randbytes(24 << 20))
+        commit(git, work, "noise")
+        commands = [("-c", "http.postBuffer=65536", "push", "--quiet", url, "main")] * 3
+
+    def is_under_way() -> bool:
+        if what == "clone":
+            packs = list(tmp_path.glob("clone-*/.git/objects/pack/tmp_pack_*"))
+            return any(pack.stat().st_size > 1 << 20 for pack in packs)
+        return is_spooling(by_recipe.process.pid)
+
+    def kill(process: subprocess.Popen[bytes]) -> None:
+        # Stopped first: so it is neither too early nor too late for what is left of the pack.
+        deadline = time.monotonic() + WITHIN_S
+        while not is_under_way():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGSTOP)
+        os.killpg(process.pid, signal.SIGKILL)
+
+    for command in commands:
+        git(*command, cwd=work, started=kill)
+        assert_no_git_below(by_recipe.process.pid)
+        for left in tmp_path.glob("clone-*"):
+            shutil.rmtree(left)
+    git("fsck", "--strict", cwd=bare)
+    assert not list(bare.rglob("*.lock"))
+    # And those who come next are served.
+    if what == "push":
+        git("push", "--quiet", url, "main", cwd=work)
+    git("clone", "--quiet", url, tmp_path / "whole")
+    assert (tmp_path / "whole" / "noise.bin").stat().st_size == 24 << 20
+
+
+def is_spooling(pid: int) -> bool:
+    """Tell whether a process has a megabyte in a file without a name."""
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if "(deleted)" in os.readlink(file) and file.stat().st_size > 1 << 20:
+                return True
+    return False

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tetrapylon.gateway.php import php_tables
+from tetrapylon.gateway.php import PhpProgram, php_tables
 
 pytestmark = pytest.mark.interop
 
@@ -156,9 +156,8 @@ def test_php_fpm(
 def test_php_cgi(find_program: Any, gateway: Any, curl: Curl, site: Path, tmp_path: Path) -> None:
     # What `tetrapylon php` serves where there is no php-fpm.
     program = find_program("php-cgi", package="php-cgi")
-    tables: Any = php_tables(site, None, program)
-    (route,) = tables["routes"]
-    visit(gateway(configuration(route["backend"])), curl, tmp_path)
+    tables: Any = php_tables(site, PhpProgram("cgi", program))
+    visit(gateway(configuration(tables["backends"]["php"])), curl, tmp_path)
 
 
 def test_tetrapylon_php(

@@ -209,12 +209,22 @@ def open_files(pid: int) -> list[str]:
     return files
 
 
+def spooled_files(pid: int, spool: Path) -> list[str]:
+    """Return those below the folder; the sockets of managed applications are there, too."""
+    files = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            name = os.readlink(descriptor)
+            if name.startswith(str(spool)) and descriptor.is_file():
+                files.append(name)
+    return files
+
+
 def assert_nothing_spooled(pid: int, spool: Path) -> None:
     deadline = time.monotonic() + 5
-    while left := [file for file in open_files(pid) if file.startswith(str(spool))]:
+    while left := spooled_files(pid, spool):
         assert time.monotonic() < deadline, left
         time.sleep(0.01)
-    # The sockets of managed applications stand there, too.
     assert [file for file in spool.rglob("*") if file.is_file()] == []
 
 
