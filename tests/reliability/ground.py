@@ -253,7 +253,8 @@ class Gate:
         """Temporary files, with a name or without."""
         named = [str(path) for path in (self.folder / "tmp").iterdir()]
         unnamed = [what for what in self.fds() if what.startswith("/") and "(deleted)" in what]
-        return named + unnamed
+        # A managed application's socket has no name as long as it lives.
+        return named + [what for what in unnamed if not what.endswith("/socket (deleted)")]
 
     def stop(self) -> None:
         """Stop as an administrator does; the gateway must exit with 0."""
@@ -369,6 +370,10 @@ class Ground:
                 process.kill()
             process.wait()
 
+    def write(self, tables: Tables, folder: Path) -> None:
+        """Write the configuration, ``gate.toml``."""
+        (folder / "gate.toml").write_text(write_toml(merged(tables, self._broken)))
+
     def start(
         self,
         tables: Tables,
@@ -378,7 +383,7 @@ class Ground:
         is_mortal: bool = False,
     ) -> subprocess.Popen[bytes]:
         """Start the process and nothing more."""
-        (folder / "gate.toml").write_text(write_toml(merged(tables, self._broken)))
+        self.write(tables, folder)
         environment = {
             **os.environ,
             "PYTHONPATH": str(PROBES),
@@ -392,6 +397,8 @@ class Ground:
             **self._environ,
         }
         command = [sys.executable, "-m", "tetrapylon.gateway", "serve", "-c", "gate.toml"]
+        if os.geteuid() == 0:
+            command += ["--user", "root"]
         if self._stand_in:
             command = [sys.executable, str(PROBES / "careless_server.py")]
         with open(folder / "stderr", "wb") as stderr:

@@ -501,4 +501,33 @@ def send_file(ground: Ground) -> str:
                 )
                 count += 1
         gate.calls()
-    return f"{count} answers with X-Sendfile from {', '.join(kinds)}: 502, the field not forwarded"
+    # The same names, and one that is good, where a folder is configured.
+    with ground.folder() as folder, ground.responder(folder) as port:
+        write_scripts(folder / "cgi-bin")
+        (folder / "files" / "link-out").symlink_to(folder / "outside" / "secret.txt")
+        tables = with_fastcgi(house(static={"sendfile_roots": ["files"]}), port)
+        with ground.gate(tables, folder, warm=EVERY_KIND) as gate:
+            for kind, prefix in kinds.items():
+                for name in SENDFILES:
+                    answer = get(gate.port, prefix + name)
+                    hold(answer.status == 502, f"{kind}: {name}, with a root: {answer.status}")
+                    hold(not answer.field(b"x-sendfile"), f"{kind}: the field is forwarded")
+                    hold(
+                        b"root:" not in answer.body and CANARY.encode() not in answer.body,
+                        f"{kind}: the file was sent",
+                    )
+                    count += 1
+            (folder / "files" / "link-in").symlink_to("hello.txt")
+            for name, status in (
+                ("hello.txt", 200), ("link-in", 200), ("absent", 404), ("link-out", 502),
+                ("../outside/secret.txt", 502), ("%2e%2e/outside/secret.txt", 502),
+            ):  # fmt: skip
+                answer = get(gate.port, f"/asgi/head/sendfile-asked?{folder}/files/{name}")
+                hold(answer.status == status, f"{name} beneath a root: {answer.status}")
+                hold(status != 200 or answer.body == b"hello\n", f"{name}: {answer.body[:60]!r}")
+                hold(not answer.field(b"x-sendfile"), f"{name}: the field is forwarded")
+            gate.calls()
+    return (
+        f"{count} answers with X-Sendfile from {', '.join(kinds)}, with a root and without: 502, "
+        "the field not forwarded; what is beneath the root is sent"
+    )

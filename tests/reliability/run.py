@@ -16,10 +16,12 @@ import traceback
 from collections.abc import Iterable, Sequence
 
 import applications  # noqa: F401 registers its checks, as the others do
+import children  # noqa: F401
 import framing  # noqa: F401
 import limits  # noqa: F401
 import names  # noqa: F401
 import paths  # noqa: F401
+import pools  # noqa: F401
 import responders  # noqa: F401
 import scripts  # noqa: F401
 import self_test
@@ -27,10 +29,10 @@ from ground import Ground
 from verdicts import CHECKS, Failure
 
 # They measure how fast others are served: nothing else runs meanwhile.
-QUIET = ("B4", "B5", "G1")
+QUIET = ("B4", "B5", "E10", "G1")
 # They wait for time-outs of half a minute and need little else: side by side, each in a
 # process of its own. The busiest beginnings come first, and a little apart.
-PATIENT = ("B7", "B6", "E1", "G4", "F4", "F1")
+PATIENT = ("B7", "B6", "E1", "E7", "G4", "F4", "F1")
 APART_S = 2.0
 LONGEST_S = 120.0
 

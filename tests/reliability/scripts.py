@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from ground import Gate, Ground, group_of, wait_until
+from crowd import Crowd
+from ground import Gate, Ground, group_of, others_are_fine, wait_until
 from limits import MIB
 from verdicts import check, hold
 from wire import Wire, ask, facts_of, get, request
@@ -130,6 +134,136 @@ def redirect_loop(ground: Ground) -> str:
         hold(runs == 11, f"{runs} runs instead of the first and 10 redirects")
         _said(gate, "/cgi/again")
     return f"500 after {runs - 1} redirects"
+
+
+@check("E5")
+def gibibyte(ground: Ground) -> str:
+    with ground.fresh() as gate:
+        before = gate.rss_kib()
+        began = time.monotonic()
+        taken, peak = _take(gate, 1 << 30)
+        took = time.monotonic() - began
+        hold(taken >= 1 << 30, f"{taken} bytes came")
+        grown = peak - before
+        hold(grown <= 2 * 1024, f"RSS grew by {grown} KiB")
+        with Wire(gate.port) as wire:
+            wire.send(request("/cgi/gibibyte"))
+            left = 10 * MIB
+            while left > 0:
+                left -= len(wire.socket.recv(1 << 18))
+            group = int(_read(_diary(gate, "pid")))
+            hold(bool(group_of(group)), "the script does not run any more")
+            wire.reset()
+            began = time.monotonic()
+            wait_until(lambda: not group_of(group), 5, "the group is gone")
+            gone = time.monotonic() - began
+        hold(gone <= 2, f"the group was there for {gone:.1f} s after its reader had left")
+    return (
+        f"1 GiB in {took:.1f} s, RSS {grown:+d} KiB; group dead {gone:.2f} s after a reader "
+        "who left at 10 MiB"
+    )
+
+
+def _take(gate: Gate, size: int) -> tuple[int, int]:
+    """Read a script's gibibyte; return how much came, and the gateway's largest RSS meanwhile."""
+    buffer = bytearray(1 << 20)
+    taken, peak, looked = 0, 0, 0
+    with Wire(gate.port) as wire:
+        wire.send(request("/cgi/gibibyte"))
+        while taken < size and (got := wire.socket.recv_into(buffer)):
+            taken += got
+            if taken - looked > 16 * MIB:
+                looked = taken
+                peak = max(peak, gate.rss_kib())
+    return taken, peak
+
+
+@check("E7")
+def outlived_answers(ground: Ground) -> str:
+    with ground.fresh() as gate:
+        spans = []
+        for script in ("deaf", "daemon"):
+            began = time.monotonic()
+            talk = ask(gate.port, request(f"/cgi/{script}", close=True))
+            spans.append(time.monotonic() - began)
+            hold(
+                (talk.only.status, talk.only.body) == (200, b"ok\n") and talk.only.is_whole,
+                f"{script}: {talk.only}",
+            )
+            hold(spans[-1] <= 1, f"{script}: the answer ended after {spans[-1]:.1f} s")
+        began = time.monotonic()
+        pids = [int(_read(_diary(gate, script))) for script in ("deaf", "daemon")]
+        hold(all(map(_is_alive, pids)), f"{pids} were to run on, to the end of their time")
+        wait_until(lambda: not any(map(_is_alive, pids)), 36, f"{pids} are gone")
+        gone = time.monotonic() - began
+        hold(27 <= gone <= 34, f"they were gone after {gone:.1f} s")
+    return (
+        f"answers end after {spans[0]:.2f} s (stdout closed) and {spans[1]:.2f} s (a daemon holds "
+        f"it); both are gone {gone:.1f} s later"
+    )
+
+
+@contextmanager
+def _for_at_least(seconds: float) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    time.sleep(max(0.0, began + seconds - time.monotonic()))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@check("E10")
+def greedy_scripts(ground: Ground) -> str:
+    # Whose processes are counted together: a user of their own, where we may choose one.
+    own = {"cgi": {"user": 64321, "group": 64321}} if os.geteuid() == 0 else {}
+    with ground.fresh(**own) as gate:
+        # To read 500 requests and refuse most takes a tenth of a second. That may be seen, but
+        # not for long: hence the ten.
+        with ground.others(gate) as others, _for_at_least(10):
+            with Crowd(gate.port, 500, lambda _: request("/cgi/pause", close=True)) as crowd:
+                most = 0
+                deadline = time.monotonic() + 10
+                while crowd.open and time.monotonic() < deadline:
+                    crowd.wait(0.1)
+                    most = max(most, len(gate.children()))
+                ends = crowd.endings()
+                refused = [m for m in crowd.members.values() if b" 503 " in m.received[:16]]
+                late = max(member.lasted_s for member in refused)
+                hold(ends == {"200": 96, "503": 404}, f"of 500 at once: {ends}")
+                hold(
+                    all(b"\r\nretry-after: " in m.received.lower() for m in refused),
+                    "503 without Retry-After",
+                )
+            hold(most <= 32, f"{most} ran at once")
+        seen = others_are_fine(others.report, others.quiet)
+
+        with ground.others(gate) as others, _for_at_least(10):
+            with Wire(gate.port) as wire:
+                wire.send(request("/cgi/bomb"))
+                time.sleep(2)
+                bombs = len(gate.children())
+                wire.reset()
+                began = time.monotonic()
+                wait_until(lambda: not gate.children(), 8, "the bomb is gone")
+                gone = time.monotonic() - began
+        hold(bombs >= 100, f"{bombs} processes are no bomb")
+        hold(not own or bombs <= 256, f"{bombs} processes of one user")
+        hold(gone <= 2, f"the bomb was there for {gone:.1f} s")
+        bombed = others_are_fine(others.report, others.quiet)
+
+        began = time.monotonic()
+        answer = get(gate.port, "/cgi/glutton")
+        hold(answer.status == 502, f"1 GiB: {answer.status}")
+        _said(gate, "/cgi/glutton: the script")
+    return (
+        f"500 at once: {most} run, 64 wait, 404 refused within {late * 1000:.0f} ms, {seen}; a "
+        f"bomb of {bombs}: gone in {gone:.2f} s, {bombed}; 1 GiB: 502"
+    )
 
 
 @check("E6")

@@ -55,13 +55,22 @@ SABOTAGES = (
     ),
     Sabotage("D2", "merge_slashes = false", "was given", {"http": {"merge_slashes": False}}),
     Sabotage("D5", "check_file = false", "", {"fastcgi": {"check_file": False}}),
+    Sabotage("D6", "sendfile_roots = /", "sendfile: 200", {"static": {"sendfile_roots": ["/"]}}),
     Sabotage("E1", "timeout = 5s", "answered after", {"cgi": {"timeout": "5s"}}),
     Sabotage("E3", "response_headers = 4MiB", "big-head", {"limits": {"response_headers": "4MiB"}}),
     Sabotage("E4", "redirects = 20", "21 runs", {"cgi": {"redirects": 20}}),
+    Sabotage("E10", "children = 64", "of 500 at once", {"cgi": {"children": 64}}),
     Sabotage("F1", "connect = 8s", "after 8", {"fastcgi": {"connect": "8s"}}),
+    Sabotage("F2", "connect = 50ms", "when it was", {"fastcgi": {"connect": "50ms"}}),
+    Sabotage("F3", "breaker = 0", "did not open", {"fastcgi": {"breaker": 0}}),
+    Sabotage("F6", "connections = 16", "not all of it", {"fastcgi": {"connections": 16}}),
     Sabotage("G1", "threads = 16", "16 of", {"wsgi": {"threads": 16}}),
     Sabotage("G3", "body_buffer = 1MiB", "read ahead", {"limits": {"body_buffer": "1MiB"}}),
+    Sabotage(
+        "S2", "a script stops the helper", "still there", {"cgi": {"env": {"SABOTAGE": "helper"}}}
+    ),
     Sabotage("S6", "graceful = 1s", "", {"timeouts": {"graceful": "1s"}}),
+    Sabotage("S11", "user = root", "", {"cgi": {"user": "root"}}),
 )
 
 

@@ -232,6 +232,8 @@ async def head(scope: Any, receive: Any, send: Any, argument: str) -> None:
         ]
     elif argument.isdigit():
         status = int(argument)
+    elif argument == "sendfile-asked":
+        headers.append((b"x-sendfile", scope["query_string"]))
     elif argument.startswith("sendfile"):
         headers.append((b"x-sendfile", SENDFILES[argument]))
     await answer(send, b"body", status, headers)

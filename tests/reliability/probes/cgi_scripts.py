@@ -69,6 +69,32 @@ echo "== argv"; tr '\0' '\n' < /proc/$$/cmdline
     "Transfer-Encoding: chunked\\n\\n12345'\n",
     # E4
     "again": _SH + "echo run >> \"$DIARY.runs\"\nprintf 'Location: /cgi/again\\n\\n'\n",
+    # E5
+    "gibibyte": _SH
+    + 'echo $$ > "$DIARY.pid"\n'
+    + "printf 'Content-Type: application/octet-stream\\n\\n'\nexec head -c 1073741824 /dev/zero\n",
+    # E7. Each writes down what must not outlive its time.
+    "deaf": _SH + _OK + 'echo ok\necho $$ > "$DIARY.deaf"\nexec >&- 2>&-\nsleep 1000\n',
+    "daemon": _PYTHON
+    + "import os, sys, time\n"
+    + "print('Content-Type: text/plain\\n\\nok', flush=True)\n"
+    + "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+    + "        open(os.environ['DIARY'] + '.daemon', 'w').write(str(os.getpid()))\n"
+    + "        time.sleep(1000)\n    os._exit(0)\n"
+    + "os.wait()\n"
+    + "while not os.path.exists(os.environ['DIARY'] + '.daemon'):\n    time.sleep(0.01)\n",
+    # E10
+    "pause": _SH + _OK + "exec sleep 1\n",
+    # Two children each, nine generations: 1023 processes that stay.
+    "bomb": _SH
+    + _OK
+    + 'bomb() { if [ "$1" -lt 9 ]; then bomb $(($1 + 1)) & bomb $(($1 + 1)) & fi\n'
+    + "exec sleep 1000; }\n"
+    + "echo begun\nbomb 0\n",
+    "glutton": _SH
+    + "all=$(head -c 1073741824 /dev/zero | tr '\\0' a) || exit\n"
+    + _OK
+    + "echo full\n",
     # E6
     "loud": _PYTHON
     + "import os\nblock = b'loud ' * 13107 + b'\\n'\n"
