@@ -44,8 +44,8 @@ wheel: setup ## build dist/*.whl
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
-bench: setup ## ratios to the peers that are installed
-	$(BIN)/python benchmarks/run.py
+bench: setup ## ratios to the peers that are installed; BENCH="--write cgi" writes docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py $(BENCH)
 
 reliability: setup ## the checks that print their numbers
 	$(BIN)/python tests/reliability/run.py $(CHECKS)
