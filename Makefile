@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
+# More than there are cores: much of the suite waits.
+WORKERS ?= 4
 
 .PHONY: help setup run test lint format lock wheel bench reliability interop clean
 
@@ -22,7 +24,7 @@ run: setup ## serve the demonstration: all four protocols, on PORT (default 8000
 	exec $(BIN)/tetrapylon demo --port $(PORT)
 
 test: setup ## the tests that need nothing but Python
-	$(BIN)/python -m pytest -m "not interop"
+	$(BIN)/python -m pytest -m "not interop" -n $(WORKERS) --dist loadfile
 
 interop: setup ## the tests against php-fpm, libfcgi, Perl, git, nginx, …; .ci/run installs them
 	$(BIN)/python -m pytest -m interop
