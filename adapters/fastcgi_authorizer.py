@@ -67,6 +67,8 @@ class FastCgiAuthorizer:
             await send({"type": "http.response.body", "body": b""})
             return None
         except Truncated as error:
+            if verdict.is_answered:
+                return None
             if verdict.variables is None:
                 raise
             # Half a permission is none, and the client has seen nothing yet.
@@ -80,6 +82,8 @@ class _Verdict:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._ignored_bytes = 0
+        #: The client has all of a refusal.
+        self.is_answered = False
         self.variables: dict[str, str] | None = None
 
     async def send(self, message: Message) -> None:
@@ -98,6 +102,7 @@ class _Verdict:
                 raise BadGateway("the content of the authorizer's permission does not end")
             return
         await self._send(message)
+        self.is_answered = not message.get("more_body", True)
 
 
 def _variables(fields: Fields) -> dict[str, str]:

@@ -53,7 +53,8 @@ class Child(Protocol):
     caller closes (``stderr`` is -1 where there is one output). ``exited`` gets the
     exit code when the child has been reaped, minus the signal's number if a signal
     ended it. `Spawn` may return before the child runs: if it never does, ``exited``
-    is cancelled, and ``failure`` is what `Spawn` would have raised.
+    is cancelled, and ``failure`` is what `Spawn` would have raised. Else ``failure`` says
+    why it was killed, if that was because nobody could watch it any more.
     """
 
     pid: int
@@ -63,6 +64,11 @@ class Child(Protocol):
     failure: Exception | None
     #: Whether descendants may be left after its exit, and hold its pipes.
     has_descendants: bool
+
+    def when_exited(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called once ``exited`` is done, if it can be some turns of the
+        loop before the future's own callbacks are.
+        """
 
     def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
         """Have all that is left of the child's group ended, without waiting for it.
@@ -171,6 +177,10 @@ class _Process:
         self._kill_after_s = 0.0
         self._is_termed = False
         watch_exit(process, self._on_exit)
+
+    def when_exited(self, callback: Callable[[], object]) -> None:
+        """See `Child`."""
+        self.exited.add_done_callback(lambda _: callback())
 
     def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:
         """End what is left of the group; see `Child.end`."""

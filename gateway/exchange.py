@@ -22,6 +22,7 @@ from ..adapters.errors import (
     GatewayTimeout,
     InternalError,
     Truncated,
+    Unavailable,
 )
 from ..protocols.asgi import Fields, Message, Scope
 from ..protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
@@ -430,7 +431,7 @@ class Exchange:
 
     @property
     def awaits_continue(self) -> bool:
-        """Whether the client may be waiting for our 100, which the application has not asked for."""
+        """Whether the client may be waiting for our 100, not asked for by the application yet."""
         return self._wants_continue and not self.received_bytes
 
     def _is_drainable(self) -> bool:
@@ -540,6 +541,11 @@ class Exchange:
         self._write_first(body, len(body), True)
 
     def _log_failure(self, error: Exception, status: int, request_id: str) -> None:
+        service = self.connection.service
+        if isinstance(error, Unavailable) and not service.refusals.note(
+            self.backend, error, service.now
+        ):
+            return  # counted: in an outage there are thousands
         request = self.request
         what = (request_id, request.method, request.target[:200], self.backend)
         if isinstance(error, Truncated):

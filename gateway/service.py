@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ..protocols.asgi import Application
 from ..protocols.http1 import Http1Limits, ServerCodec, engine
 from . import limits as defaults
+from .refusals import Refusals
 
 if TYPE_CHECKING:
     from .access_log import AccessLog
@@ -120,6 +121,7 @@ class Service:
         #: Request fields left out for their names (``http.header_names``), of all
         #: connections that have ended.
         self.dropped_fields = 0
+        self.refusals = Refusals()
         self._reported_fields = 0
         self._report_at = 0.0
         self._id_prefix = secrets.token_hex(4)
@@ -171,6 +173,7 @@ class Service:
         if self.dropped_fields != self._reported_fields and now >= self._report_at:
             self._report_at = now + _REPORT_S
             self._report_dropped()
+        self.refusals.report(now)
 
     def _report_dropped(self) -> None:
         count = self.dropped_fields - self._reported_fields
@@ -220,4 +223,5 @@ class Service:
         if self._timer is not None:
             self._timer.cancel()
         self._report_dropped()
+        self.refusals.finish(self.loop.time())
         return cut

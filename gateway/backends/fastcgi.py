@@ -146,8 +146,9 @@ class FastCgiBackend(Backend):
                 graceful_s=graceful_s,
                 max_requests=max_requests,
                 max_memory_bytes=max_memory_bytes,
-                watched=[*(restart_on_change or ()), *([touch_reload] if touch_reload else ())],
+                watched=restart_on_change or (),
                 watches_command=restart_on_change is not None,
+                touch_reload=touch_reload,
                 starts_on_demand=starts_on_demand,
                 stop_idle_s=stop_idle_s,
             )

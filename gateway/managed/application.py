@@ -67,6 +67,7 @@ class ManagedApplication:
     when one of them, with its descendants, holds more than ``max_memory_bytes`` (0:
     never). ``watched`` are files and folders whose change is a reason, too;
     ``watches_command`` adds the program and the files that its arguments name.
+    ``touch_reload`` is a file that is a reason whatever else changes meanwhile.
     Requests that the old generation still has are waited for, for ``graceful_s``.
 
     With ``starts_on_demand`` the first request starts the processes; they end when
@@ -95,6 +96,7 @@ class ManagedApplication:
         max_memory_bytes: int = 0,
         watched: Sequence[str] = (),
         watches_command: bool = False,
+        touch_reload: str | None = None,
         starts_on_demand: bool = False,
         stop_idle_s: float = 0.0,
     ) -> None:
@@ -115,6 +117,7 @@ class ManagedApplication:
         self._max_memory_bytes = max_memory_bytes
         self._watched = tuple(watched)
         self._watches_command = watches_command
+        self._touch_reload = touch_reload
         self._starts_on_demand = starts_on_demand
         self._stop_idle_s = stop_idle_s
 
@@ -127,7 +130,9 @@ class ManagedApplication:
         self._is_called = False
         self._requests = 0
         self._requests_at_exchange = 0
-        self._changes: Changes | None = None
+        self._changes: tuple[Changes, ...] = ()
+        # What an exchange that failed half-way has left, and its reason.
+        self._unexchanged: tuple[Sequence[Generation], str] = ((), "")
         self._memory_look_at = 0.0
         self._retry_at = 0.0
         self._retry_s = _FIRST_RETRY_S
@@ -269,7 +274,7 @@ class ManagedApplication:
             return None
         if self._stop_idle_s:
             return min(_LOOK_S, self._stop_idle_s / 4)
-        is_looked_after = self._changes is not None or self._max_memory_bytes
+        is_looked_after = self._changes or self._max_memory_bytes or self._unexchanged[0]
         # They were counted to the end while it was too early for another try.
         has_waited = self._requests - self._requests_at_exchange >= self._requests_due
         return _LOOK_S if is_looked_after or has_waited else None
@@ -288,12 +293,15 @@ class ManagedApplication:
     async def _outdated(self) -> tuple[list[Generation], str]:
         """Return generations that are to be exchanged, and why."""
         now = asyncio.get_running_loop().time()
-        if self._changes is not None:
-            changed = await asyncio.to_thread(self._changes.look)
+        if self._changes:
+            changed = await asyncio.to_thread(self._look_at_files)
             if changed is not None:
                 return [*self._generations], f"{changed} has changed"
         if now < self._retry_at:
             return [], ""
+        left, reason = self._unexchanged
+        if left:
+            return [*left], reason
         if self._requests - self._requests_at_exchange >= self._requests_due:
             return self._generations[:1], f"{self._requests_due} requests"
         if self._max_memory_bytes and now >= self._memory_look_at:
@@ -309,20 +317,32 @@ class ManagedApplication:
                 return [generation], f"process {pid} holds {held >> 20} MiB"
         return [], ""
 
-    def _watch(self) -> Changes | None:
+    def _look_at_files(self) -> str | None:
+        # All are asked: a change is told from its rest by two looks.
+        found = [changes.look() for changes in self._changes]
+        return next((path for path in found if path is not None), None)
+
+    def _watch(self) -> tuple[Changes, ...]:
         paths = list(self._watched)
         if self._watches_command:
             program, *arguments = self._child_command(-1).argv
             files = (os.path.join(self._cwd, word) for word in arguments)
             paths += [program, *filter(os.path.isfile, files)]
-        return Changes(paths) if paths else None
+        touched = [self._touch_reload] if self._touch_reload is not None else []
+        return tuple(Changes(each) for each in (paths, touched) if each)
 
     # An exchange
 
     async def _exchange(self, generations: Sequence[Generation], reason: str) -> None:
-        """Put new generations in the place of these, one after the other."""
+        """Put new generations in the place of these, one after the other.
+
+        If one does not start, it and those behind it go on. They are tried again if others
+        were exchanged by then: old and new are not to serve side by side.
+        """
         self._requests_at_exchange = self._requests
-        for old in generations:
+        is_begun = bool(self._unexchanged[0])
+        self._unexchanged = ((), "")
+        for number, old in enumerate(generations):
             try:
                 new = await self._started_successor(old)
             except (SpawnFailure, OSError) as error:
@@ -332,7 +352,10 @@ class ManagedApplication:
                 logger.error(
                     "not restarted (%s), what ran goes on: %s", reason, _headed(self._name, error)
                 )
+                if is_begun:
+                    self._unexchanged = (generations[number:], reason)
                 return
+            is_begun = True
             self._retry_s = _FIRST_RETRY_S
             self._replace(old, new)
             logger.info("%s: restarted: %s", self._name, reason)
@@ -410,6 +433,7 @@ class ManagedApplication:
         self._fall_asleep()
 
     def _fall_asleep(self, for_s: float = 0.0) -> None:
+        self._unexchanged = ((), "")
         self._is_asleep = True
         self._is_called = False
         if for_s:

@@ -2,8 +2,8 @@
 
 Each process leads a session of its own, is watched, and is started again when it
 ends: at once if it has retired (exit code 0, after some work), else after 0.1 s at
-first, and up to 30 s if it keeps ending. Meanwhile requests wait in the backlog of the socket,
-which the gateway keeps open.
+first, and up to 30 s if it keeps ending of itself. Meanwhile requests wait in the
+backlog of the socket, which the gateway keeps open.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ...adapters.byte_stream import connect
-from ...adapters.errors import BackendError
+from ...adapters.errors import BackendError, Unavailable
 from ...adapters.log_lines import RatedLines
 from ...adapters.pipes import Drain
 from ...adapters.processes import Child, ChildCommand, explain_exit, explain_failure
@@ -27,6 +27,8 @@ logger = logging.getLogger("tetrapylon.gateway")
 #: How long a start waits for the first process to accept a connection, or to end.
 START_S = 10.0
 _MOST_BACKOFF_S = 30.0
+# Where it is the spawn helper that has ended, or is not there yet.
+_MOST_HELPER_WAIT_S = 1.0
 # A process that lived so long was well: the next wait is the shortest again.
 _STEADY_S = 10.0
 # How often those that sit in accept() are woken while they are being ended.
@@ -187,6 +189,8 @@ class Generation:
             if has_retired or lived_s > _STEADY_S:
                 backoff_s = self._backoff_s
             status = explain_exit(code)
+            is_blameless = process.is_lost
+            helper_wait_s = self._backoff_s
             next_process: _Process | None = None
             while next_process is None:
                 if self._stopping.is_set():
@@ -195,17 +199,22 @@ class Generation:
                     has_retired = False
                     logger.info("%s: %s; started again", self._name, status)
                 else:
-                    logger.error("%s: %s; started again in %g s", self._name, status, backoff_s)
+                    wait_s = helper_wait_s if is_blameless else backoff_s
+                    logger.error("%s: %s; started again in %g s", self._name, status, wait_s)
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(backoff_s):
+                        async with asyncio.timeout(wait_s):
                             await self._stopping.wait()
                     if self._stopping.is_set():
                         return
-                    backoff_s = min(2 * backoff_s, _MOST_BACKOFF_S)
+                    if is_blameless:
+                        helper_wait_s = min(2 * wait_s, _MOST_HELPER_WAIT_S)
+                    else:
+                        backoff_s = min(2 * wait_s, _MOST_BACKOFF_S)
                 try:
                     next_process = await self._start()
                 except SpawnFailure as error:
                     status = str(error).removeprefix(f"{self._name}: ")
+                    is_blameless = isinstance(error.__cause__, Unavailable)
             process = next_process
 
     # Stopping
@@ -268,6 +277,11 @@ class _Process:
         self._name = name
         self._output = Drain(child.stdout, RatedLines(self._log), lambda _: None)
         child.exited.add_done_callback(self._on_exit)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it ended because the spawn helper did."""
+        return self._child.failure is not None
 
     def end(self, *, kill_after_s: float) -> None:
         """Have the process and all that it started ended."""

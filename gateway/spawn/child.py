@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import signal
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, Self
 
 from ...adapters.errors import Unavailable
@@ -37,7 +38,8 @@ class Usage(NamedTuple):
 class SpawnedChild:
     """A `Child`, from the moment that it was asked for.
 
-    ``exited`` is cancelled if it never ran, and ``failure`` then says why.
+    ``exited`` is cancelled if it never ran, and ``failure`` then says why; or why it was
+    killed, if the helper was lost.
     ``usage`` is there once it has a result. Until `started` fails, our ends of its
     pipes are the caller's.
     """
@@ -50,6 +52,7 @@ class SpawnedChild:
         loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = loop.create_future()
         self.failure: Exception | None = None
+        self._callbacks: list[Callable[[], object]] = []
         self.has_descendants = True
         self._started: asyncio.Future[None] | None = None
         self._is_sent = False
@@ -67,6 +70,18 @@ class SpawnedChild:
     def fds(self) -> tuple[int, ...]:
         """The child's ends of its standard streams."""
         return self._stdio.child
+
+    def when_exited(self, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called as soon as the helper tells of the end, or is lost."""
+        if self.exited.done():
+            self.exited.add_done_callback(lambda _: callback())
+        else:
+            self._callbacks.append(callback)
+
+    def _call_back(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
 
     async def started(self) -> Self:
         """Wait until its program runs.
@@ -130,10 +145,12 @@ class SpawnedChild:
         self._is_endable = self.has_descendants = has_descendants
         if not self.exited.done():
             self.exited.set_result(code)
+        self._call_back()
 
     def on_lost(self, error: Exception) -> None:
         """Nobody watches the child any more, if it ever ran; its group is killed."""
         self._is_endable = False
+        self.failure = error
         if self.pid:
             try:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -141,9 +158,10 @@ class SpawnedChild:
                 pass
             if not self.exited.done():
                 self.exited.set_result(-signal.SIGKILL)
+            self._call_back()
             return
-        self.failure = error
         self._stdio.close_child_ends()
         self.exited.cancel()
+        self._call_back()
         if self._started is not None and not self._started.done():
             self._started.set_result(None)

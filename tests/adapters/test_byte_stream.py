@@ -107,6 +107,23 @@ def test_deadlines_move(run: Run[Any], pair: Pair) -> None:
     run(main())
 
 
+def test_a_failure_is_told_to_whoever_receives(run: Run[Any], pair: Pair) -> None:
+    ours, theirs = pair
+
+    async def main() -> None:
+        stream = ByteStream(ours)
+        waiting = stream.receive()
+        stream.fail(ValueError("no"))
+        with pytest.raises(ValueError, match="no"):
+            await waiting
+        theirs.sendall(b"too late")
+        with pytest.raises(ValueError, match="no"):
+            await stream.receive()
+        stream.close()
+
+    run(main())
+
+
 def test_a_close_ends_who_waits(run: Run[Any], pair: Pair) -> None:
     ours, _ = pair
 

@@ -356,7 +356,7 @@ def test_one_probe_a_second(run: Run[Any], folder: Path, monkeypatch: pytest.Mon
 
     async def main() -> None:
         connections = pool(at(folder))
-        deadline = asyncio.get_running_loop().time() + 0.5
+        deadline = asyncio.get_running_loop().time() + 0.6
         while asyncio.get_running_loop().time() < deadline:
             with pytest.raises((BadGateway, Unavailable)):
                 await connections.open()

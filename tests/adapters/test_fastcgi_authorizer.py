@@ -45,6 +45,7 @@ from tetrapylon.protocols.fastcgi.records import encode_record, encode_stream
 WITHIN_S = 10.0
 PASS = b"Status: 200 OK\r\nVariable-REMOTE_USER: ada\r\n\r\n"
 END = encode_record(3, 1, bytes(8))
+FAILED = encode_record(3, 1, bytes((0, 0, 0, 3, 0, 0, 0, 0)))
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -248,8 +249,16 @@ def test_refusals_are_the_client_s(ask: Any, output: bytes, status: int, content
     assert fields.get(b"location") == (location[0][10:] if location else None)
 
 
+def test_a_refusal_may_end_with_a_failure(ask: Any) -> None:
+    client, found = ask(stdout(b"Status: 403 No\nContent-Type: text/plain\n\nno") + FAILED)
+    assert found is None
+    assert (client.status, client.content, client.is_complete) == (403, b"no", True)
+
+
 BROKEN = {
     "nothing": b"",
+    "a failure at its end": stdout(PASS) + FAILED,
+    "a failure behind a whole answer": stdout(b"Status: 200\nContent-Length: 0\n\n") + FAILED,
     "no END_REQUEST": stdout(PASS) + stdout(b""),
     "half a head": stdout(PASS[:-2]) + END,
     "no head": stdout(b"yes") + END,

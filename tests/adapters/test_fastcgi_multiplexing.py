@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from tetrapylon.adapters.addresses import Found, UnixAddress
 from tetrapylon.adapters.errors import BadGateway, GatewayTimeout, Truncated, Unavailable
 from tetrapylon.adapters.fastcgi_authorizer import FastCgiAuthorizer
 from tetrapylon.adapters.fastcgi_multiplexing import SHARE_BYTES
@@ -654,6 +655,41 @@ def test_an_idle_connection_is_closed_in_time(
             async with sharing(f"unix:{short_path}", idle_s=0.05) as app:
                 await Client().call(app)
                 await peer.until(lambda: peer.closed == 1)
+
+    run(main())
+
+
+def test_a_name_that_leads_elsewhere_takes_the_requests_along(
+    run: Run[Any], short_path: Path, peer_at: Any, Client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_path = short_path.with_name("other")
+    found = [Found(UnixAddress(str(short_path)))]
+
+    async def look_up(_: object) -> tuple[Found, ...]:
+        return tuple(found)
+
+    monkeypatch.setattr("tetrapylon.adapters.lookups.look_up", look_up)
+
+    def answering(content: bytes) -> Any:
+        async def answer(application: Application) -> None:
+            while not isinstance(event := await application.next(), ConnectionClosed):
+                if isinstance(event, Stdin) and not event.data:
+                    application.answer(event.request_id, content)
+
+        return speaking(answer, **CAN)
+
+    async def main() -> None:
+        async with (
+            peer_at(short_path, answering(b"old")) as old,
+            peer_at(other_path, answering(b"new")),
+            sharing("app.test:9000", resolve_s=0.01, idle_s=600.0) as app,
+        ):
+            assert (await Client().call(app)).content == b"old"
+            found[:] = [Found(UnixAddress(str(other_path)))]
+            async with asyncio.timeout(WITHIN_S):
+                while (await Client().call(app)).content == b"old":
+                    await asyncio.sleep(0.005)
+            await old.until(lambda: old.closed == 1)
 
     run(main())
 

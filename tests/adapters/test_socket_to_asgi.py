@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
-from tetrapylon.adapters import ScgiToAsgi, UwsgiToAsgi
+from tetrapylon.adapters import FastCgiToAsgi, ScgiToAsgi, UwsgiToAsgi
+from tetrapylon.adapters.connections import Connections
 from tetrapylon.adapters.errors import (
     BadGateway,
     BadRequest,
@@ -26,6 +28,7 @@ from tetrapylon.adapters.errors import (
     ContentTooLarge,
     FieldsTooLarge,
     GatewayTimeout,
+    InsufficientStorage,
     LocalRedirect,
     NotFound,
     Truncated,
@@ -334,6 +337,26 @@ def test_silence_between_output_is_truncation(serve: Any) -> None:
     assert not client.is_complete
 
 
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (HEAD + b"yes", "answered"),
+        (b"Location: /other?x\n\n", "answered"),
+        (b"", "failed"),
+        (b"Status: 20", "failed"),
+        (b"Status: 99999\n\n", ""),  # a script's nonsense
+    ],
+)
+def test_what_an_answer_says_of_the_address(
+    serve: Any, monkeypatch: pytest.MonkeyPatch, output: bytes, told: str
+) -> None:
+    noted: list[str] = []
+    for name in ("answered", "failed"):
+        monkeypatch.setattr(Connections, name, lambda *_, name=name: noted.append(name))
+    serve(output)
+    assert noted == [told] * bool(told)
+
+
 def test_a_local_redirect_is_for_the_router(serve: Any) -> None:
     _, error = serve(b"Location: /other?x\n\n")
     assert isinstance(error, LocalRedirect)
@@ -609,6 +632,32 @@ def test_the_peer_dies_without_reading_the_body(
                 with pytest.raises(BadGateway):
                     await asyncio.wait_for(Client([bytes(size)]).call(app, "POST"), WITHIN_S)
 
+    run(main())
+
+
+@pytest.mark.parametrize("adapter", [ScgiToAsgi, UwsgiToAsgi, FastCgiToAsgi])
+def test_a_spool_that_cannot_be_read_is_507(
+    run: Run[Any],
+    short_path: Path,
+    Client: Any,
+    peer_at: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: Any,
+) -> None:
+    def pread(*_: object) -> bytes:
+        raise OSError(errno.EIO, "the disk is ill")
+
+    async def main() -> None:
+        async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.read(65536):
+                pass
+
+        async with peer_at(short_path, script):
+            client = Client([bytes(300_000)])
+            with pytest.raises(InsufficientStorage, match="the disk is ill"):
+                await asyncio.wait_for(client.call(adapter(f"unix:{short_path}"), "POST"), WITHIN_S)
+
+    monkeypatch.setattr(os, "pread", pread)
     run(main())
 
 

@@ -25,7 +25,7 @@ from tetrapylon.adapters.errors import (
 )
 from tetrapylon.gateway.http_driver import HttpConnection
 from tetrapylon.gateway.service import ConnectionLimits, Service, ServiceSettings, Timeouts
-from tetrapylon.protocols.asgi import Application, Receive, Scope, Send
+from tetrapylon.protocols.asgi import GATEWAY_EXTENSION, Application, Receive, Scope, Send
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -527,6 +527,33 @@ def test_applications_that_break_asgi(gate: Open, messages: list[Any]) -> None: 
     assert statuses(gate(sending(*messages)).ask(closing)) == [500]
 
 
+def test_refusals_are_logged_once_and_then_counted(
+    gate: Open, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tetrapylon.gateway.refusals.EVERY_S", 0.2)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"][GATEWAY_EXTENSION].backend = scope["path"]
+        raise Unavailable("no room")
+
+    opened = gate(app)
+    requests = 10 * GET + 10 * GET.replace(b"/ ", b"/other ", 1)
+    answer = opened.ask(requests + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert statuses(answer) == 21 * [503]
+    wait_until(lambda: len(caplog.messages) == 4)
+    first, other, *counted = caplog.messages
+    assert first.endswith("b'/' (/): 503: no room")
+    assert other.endswith("b'/other' (/other): 503: no room")
+    assert sorted(text.partition(" within ")[0] for text in counted) == [
+        "(/): 503 for 10 more requests",
+        "(/other): 503 for 9 more requests",
+    ]
+    # What comes after it has been over for so long is the first again.
+    wait_until(lambda: not opened.service.refusals._unsaid)
+    opened.ask(requests[: len(GET)].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert caplog.messages[4].endswith("b'/' (/): 503: no room")
+
+
 def test_message_after_the_end_is_an_error(gate: Open, caplog: Any) -> None:  # G4
     closing = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     answer = gate(sending(start(), body(b"x"), body(b"y"))).ask(GET + closing)
@@ -757,6 +784,25 @@ def test_slow_body(gate: Open, burst: int, drips: bool) -> None:  # B6
                 client.sendall(b"x")
     assert statuses(answer) == [408]
     wait_until(lambda: ended == ["disconnected"])
+
+
+def test_body_that_waits_for_our_100_is_not_slow(gate: Open) -> None:  # A12, B6
+    opens = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await opens.wait()
+        await echo(scope, receive, send)
+
+    opened = gate(app, timeouts=Timeouts(body_idle=0.5))
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    with opened.connect() as client:
+        client.sendall(head)
+        wait_until(lambda: bool(opened.service.running))
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(1.8), opened.loop).result(5)
+        opened.loop.call_soon_threadsafe(opens.set)
+        assert read_until(client, b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        # From here on it is the client that is waited for.
+        assert statuses(read_until(client, b"\r\n\r\n")) == [408]
 
 
 def test_client_that_stops_reading_is_cut(gate: Open) -> None:  # B7

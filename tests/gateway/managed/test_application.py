@@ -22,6 +22,7 @@ import pytest
 from tetrapylon.adapters.errors import BackendError
 from tetrapylon.gateway.backends.fastcgi import FastCgiBackend
 from tetrapylon.gateway.managed import application, listening_socket
+from tetrapylon.gateway.managed.generation import SpawnFailure
 from tetrapylon.gateway.spawn.client import Spawner
 from tetrapylon.protocols.asgi import GATEWAY_EXTENSION, Message
 
@@ -275,6 +276,58 @@ def test_a_listed_folder_restarts_whatever_changes_in_it(run: Run[Any], tmp_path
             assert backend.pids == [pid]
 
     run(main())
+
+
+def test_the_file_to_touch_needs_no_rest_of_others(run: Run[Any], tmp_path: Path) -> None:
+    touched, busy = tmp_path / "reload", tmp_path / "busy"
+
+    async def write_on() -> None:
+        size = 0
+        while True:
+            size += 1
+            busy.write_text("x" * size)
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with running(restart_on_change=[str(busy)], touch_reload=str(touched)) as backend:
+            writing = asyncio.create_task(write_on())
+            (pid,) = backend.pids
+            await asyncio.sleep(0.1)
+            assert backend.pids == [pid]
+            touched.touch()
+            await exchanged(backend, pid)
+            writing.cancel()
+
+    run(main())
+
+
+def test_an_exchange_that_fails_half_way_is_taken_up_again(
+    run: Run[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touched = tmp_path / "reload"
+    started = application.ManagedApplication._started_successor
+    attempts = 0
+
+    async def started_mostly(self: Any, old: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        if attempts in (2, 3):
+            raise SpawnFailure("it has a bad day")
+        return await started(self, old)
+
+    monkeypatch.setattr(application.ManagedApplication, "_started_successor", started_mostly)
+
+    async def main() -> None:
+        async with running(
+            processes=3, connections=3, max_requests=100_000, touch_reload=str(touched)
+        ) as backend:
+            pids = backend.pids
+            touched.touch()
+            await until(lambda: len(backend.pids) == 3 and not set(pids) & set(backend.pids))
+
+    run(main())
+    assert attempts == 5
+    assert caplog.text.count("not restarted") == 2
 
 
 def test_what_does_not_start_changes_nothing(
@@ -659,6 +712,25 @@ def test_a_helper_that_dies_takes_the_processes_and_they_come_again(run: Run[Any
     run(main())
 
 
+def test_the_helper_s_death_is_not_held_against_the_processes(
+    run: Run[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        if not Spawner.is_supported():
+            pytest.skip("there is no helper on this system")
+        async with running(backoff_s=0.03) as backend:
+            for _ in range(4):
+                (pid,) = backend.pids
+                os.kill(backend._managed._spawner.helper_pids()[0], signal.SIGKILL)
+                await exchanged(backend, pid)
+            assert (await ask(backend))["pid"] == backend.pids[0]
+
+    run(main())
+    ends = [text for text in caplog.messages if text.startswith("app: was killed by SIGKILL")]
+    assert len(ends) == 4
+    assert all(text.endswith("; started again in 0.03 s") for text in ends)
+
+
 def test_where_each_has_its_own_socket_the_others_stand_in_for_a_dead_one(run: Run[Any]) -> None:
     async def main() -> None:
         async with running(
@@ -774,8 +846,8 @@ def test_it_runs_as_another_user(run: Run[Any], tmp_path: Path) -> None:
         responder.unlink()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
-def test_only_root_can_choose_a_user() -> None:
+def test_only_root_can_choose_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ValueError, match="only a gateway that is started as root"):
         FastCgiBackend("app", spawn=["x"], user="root")
 
