@@ -184,7 +184,9 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+def stage(tmp_path_factory: pytest.TempPathFactory, hurry: Callable[..., None]) -> Iterator[Stage]:
+    # Each script has a template of its own, which is soon not asked for any more.
+    hurry(_KEPT_S=0.0)
     folder = tmp_path_factory.mktemp("warm")
     shutil.copytree(CORPUS, folder / "corpus")
     confinement = Confinement()

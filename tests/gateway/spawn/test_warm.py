@@ -9,9 +9,10 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -475,15 +476,25 @@ while packet := control.recv(65536):
 """
 
 
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process with a group of its own that has nothing to do with it."""
+    with subprocess.Popen(["/bin/sleep", "60"], start_new_session=True) as process:
+        yield process.pid
+        assert process.poll() is None
+        process.kill()
+
+
 @pytest.mark.parametrize(
     "before",
-    ["pid = 1", "pid = os.getpid()", "pid = os.fork() or os.read(os.pipe()[0], 1)"],
+    ["pid = {bystander}", "pid = os.getpid()", "pid = os.fork() or os.read(os.pipe()[0], 1)"],
     ids=["a process of others", "itself", "no child of the helper"],
 )
 def test_a_template_that_lies(
-    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, bystander: int, before: str
 ) -> None:
     """What it names would be signalled, perhaps by root."""
+    before = before.format(bystander=bystander)
     answer = "control.send(packet[4:12] + struct.pack('=i', pid))"
 
     async def main() -> None:
