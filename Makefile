@@ -27,7 +27,7 @@ test: setup ## the tests that need nothing but Python
 	$(BIN)/python -m pytest -m "not interop" -n $(WORKERS) --dist loadfile
 
 interop: setup ## the tests against php-fpm, libfcgi, Perl, git, nginx, …; .ci/run installs them
-	$(BIN)/python -m pytest -m interop
+	$(BIN)/python -m pytest -m interop -n 2 --dist loadfile
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
