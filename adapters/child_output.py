@@ -86,7 +86,7 @@ class ChildOutput:
         self._linger_until = math.inf
         self._is_watched = False
         self._has_exited = False
-        child.exited.add_done_callback(self._on_exit)
+        child.when_exited(self._on_exit)
         if is_brief:
             watcher.defer(_BRIEF_S, self._watch)
         else:
@@ -228,7 +228,7 @@ class ChildOutput:
         if self._stdout >= 0:
             self._watcher.watch(self._stdout, self._wake)
 
-    def _on_exit(self, _: asyncio.Future[int]) -> None:
+    def _on_exit(self) -> None:
         """What the child has written is in the pipe, and will be read.
 
         For whoever else holds the pipe, an answer is not kept open.

@@ -11,11 +11,14 @@ from __future__ import annotations
 import asyncio
 import select
 import sys
+from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
 
 # Read at once; what is more comes with the next turn.
 _EVENTS = 64
+# Whatever was deferred is looked at no more often than this.
+_TOGETHER_S = 0.02
 
 #: Gets whether nobody holds the other side of the pipe any more, as far as that is known.
 OnReadable: TypeAlias = Callable[[bool], object]
@@ -26,7 +29,8 @@ class PipeWatcher:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self._deferred: list[Callable[[], object]] = []
+        # With the time by the loop's clock before which none is called.
+        self._deferred: deque[tuple[float, Callable[[], object]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, fd: int, on_readable: OnReadable) -> None:
@@ -46,20 +50,25 @@ class PipeWatcher:
         """Call nobody any more; to be said before the pipe is closed or given away."""
         self.loop.remove_reader(fd)
 
-    def defer(self, within_s: float, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called before long, together with others that were deferred.
+    def defer(self, after_s: float, callback: Callable[[], object]) -> None:
+        """Have ``callback`` called in ``after_s`` seconds or a little later, with others.
 
-        One timer is for all of them, and the first to ask says ``within_s``.
+        One timer is for all of them, for whom ``after_s`` is the same.
         """
-        self._deferred.append(callback)
+        at = self.loop.time() + after_s
+        self._deferred.append((at, callback))
         if self._timer is None:
-            self._timer = self.loop.call_later(within_s, self._call_deferred)
+            self._timer = self.loop.call_at(at, self._call_deferred)
 
     def _call_deferred(self) -> None:
         self._timer = None
-        deferred, self._deferred = self._deferred, []
-        for callback in deferred:
-            callback()
+        deferred = self._deferred
+        now = self.loop.time()
+        while deferred and deferred[0][0] <= now:
+            deferred.popleft()[1]()
+        if deferred and self._timer is None:
+            at = max(deferred[0][0], now + _TOGETHER_S)
+            self._timer = self.loop.call_at(at, self._call_deferred)
 
     def close(self) -> None:
         """Let go of the loop."""

@@ -66,8 +66,10 @@ class Child(Protocol):
     has_descendants: bool
 
     def when_exited(self, callback: Callable[[], object]) -> None:
-        """Have ``callback`` called once ``exited`` is done, if it can be some turns of the
-        loop before the future's own callbacks are.
+        """Have ``callback`` called once ``exited`` is done.
+
+        Where it can be that is at once, not in a later turn of the loop, as the
+        future's own callbacks are called.
         """
 
     def end(self, after_s: float = 0.0, *, kill_after_s: float) -> None:

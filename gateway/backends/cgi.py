@@ -7,7 +7,6 @@ child has been reaped, so that children that outlive their answer count too.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Mapping, Sequence
@@ -137,14 +136,14 @@ class CgiBackend(Backend):
         try:
             if self._spawner is None:
                 child = await spawn_process(command)
-                child.exited.add_done_callback(self._on_exit)
+                child.when_exited(self._slots.release)
                 return child
             warm = self._warm(command) if self._is_warm else None
             asked = self._spawner.spawn(command, self._confinement, warm)
         except BaseException:
             self._slots.release()
             raise
-        asked.exited.add_done_callback(self._on_exit)
+        asked.when_exited(self._slots.release)
         return asked
 
     def _warm(self, command: ChildCommand) -> Warm | None:
@@ -153,6 +152,3 @@ class CgiBackend(Backend):
         script_at = 0 if program is None else 1
         template = examine(command.argv[script_at], program, command.environ)
         return Warm(template, script_at) if isinstance(template, Eligible) else None
-
-    def _on_exit(self, _: asyncio.Future[int]) -> None:
-        self._slots.release()
