@@ -55,6 +55,7 @@ CGI_TIME_S = 30.0
 CGI_IDLE_S = math.inf
 CGI_KILL_AFTER_S = 2.0
 CGI_CHILDREN = 32
+CGI_HELPERS = 3  # and no more than there are cores; the worker keeps no more of them busy
 CGI_STDERR_BYTES = 64 * KIB
 CGI_CPU_S = 30.0
 CGI_ADDRESS_SPACE_BYTES = 512 * MIB

@@ -105,7 +105,9 @@ class CgiBackend(Backend):
 
     async def __aenter__(self) -> Self:
         if self._spawner is not None:
-            await self._spawner.prepare(self._confinement)
+            # A helper waits for each child's exec, about as long as a core is busy with it.
+            helpers = min(default.CGI_HELPERS, os.cpu_count() or 1)
+            await self._spawner.prepare(self._confinement, helpers=helpers)
         elif self._confinement.user is not None:
             raise OSError("scripts can run as another user on Linux only")
         else:

@@ -1,8 +1,9 @@
 """The worker's side of the spawn helper: ask, and never wait on the event loop.
 
 A `Spawner` is the server's, and shared by all backends that start children. It
-has one helper process (see `helper`) for each `Confinement` in use. To start a
-child costs the loop a `sendmsg`; all else comes as an event.
+has a helper process (see `helper`) for each `Confinement` in use, or several: a helper
+waits until the program of a child runs, and for many short ones that wait is what bounds
+their rate. To start a child costs the loop a `sendmsg`; all else comes as an event.
 
 If a helper dies, its children are killed, what waits for it fails, and it is
 started again, at once and then with growing delays.
@@ -86,6 +87,16 @@ class _HelperProcess:
         """The helper's pid, if there is one."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be asked for a child now."""
+        return self._socket is not None and self._ready is None
+
+    @property
+    def children(self) -> int:
+        """How many children are its care."""
+        return len(self._children)
+
     async def start(self) -> None:
         """Start the process and confine it; raises `OSError` if either fails."""
         loop = asyncio.get_running_loop()
@@ -140,7 +151,7 @@ class _HelperProcess:
 
     def spawn(self, command: ChildCommand, warm: Warm | None) -> SpawnedChild:
         """Ask for a child. Raises `Unavailable` while there is no helper, or `OSError`."""
-        if self._socket is None or self._ready is not None:
+        if not self.is_ready:
             raise Unavailable("the spawn helper is being started", retry_after_s=1)
         child = SpawnedChild(next(self._ids), command, self)
         if self._owner_uid:
@@ -376,7 +387,7 @@ class Spawner:
 
     def __init__(self, executable: str = sys.executable) -> None:
         self._executable = executable
-        self._helpers: dict[Confinement, _HelperProcess] = {}
+        self._helpers: dict[Confinement, list[_HelperProcess]] = {}
         self._starting = asyncio.Lock()
         self._is_entered = False
 
@@ -396,21 +407,23 @@ class Spawner:
         traceback: TracebackType | None,
     ) -> None:
         self._is_entered = False
-        helpers = list(self._helpers.values())
+        helpers = list(itertools.chain.from_iterable(self._helpers.values()))
         self._helpers.clear()
         await asyncio.gather(*(helper_process.close() for helper_process in helpers))
 
-    async def prepare(self, confinement: Confinement) -> None:
-        """Have a helper for ``confinement`` started.
+    async def prepare(self, confinement: Confinement, *, helpers: int = 1) -> None:
+        """Have so many helpers for ``confinement`` started.
 
-        Raises `OSError` if that fails, as for a user that this one cannot become.
+        Each starts one child at a time, and waits until its program runs. Raises
+        `OSError` if that fails, as for a user that this one cannot become.
         """
         assert self._is_entered, "the spawner has not been entered"
         async with self._starting:
-            if confinement not in self._helpers:
+            started = self._helpers.setdefault(confinement, [])
+            while len(started) < helpers:
                 helper_process = _HelperProcess(self._executable, confinement)
                 await helper_process.start()
-                self._helpers[confinement] = helper_process
+                started.append(helper_process)
 
     def spawn(
         self, command: ChildCommand, confinement: Confinement, warm: Warm | None = None
@@ -423,9 +436,19 @@ class Spawner:
         ``confinement`` must have been prepared. Raises `Unavailable` while the
         helper is being restarted, `OSError` if there are no pipes to be had.
         """
-        return self._helpers[confinement].spawn(command, warm)
+        first, *others = self._helpers[confinement]
+        chosen = first
+        if warm is None:
+            # Warm processes are the first one's: two sets of them would take twice the memory.
+            for helper_process in others:
+                if helper_process.is_ready and (
+                    not chosen.is_ready or helper_process.children < chosen.children
+                ):
+                    chosen = helper_process
+        return chosen.spawn(command, warm)
 
     def helper_pids(self) -> list[int]:
         """Return the pids of the helpers that run now."""
-        pids = (helper_process.pid for helper_process in self._helpers.values())
+        helpers = itertools.chain.from_iterable(self._helpers.values())
+        pids = (helper_process.pid for helper_process in helpers)
         return [pid for pid in pids if pid is not None]

@@ -436,8 +436,8 @@ def test_the_helper_dies(run: Any, scripts: Path) -> None:
                 answer = Answer("/endless")
                 asking = asyncio.ensure_future(backend(answer.scope, answer.receive, answer.send))
                 await until((scripts / "pid").exists, "it runs")
-                (helper_pid,) = spawner.helper_pids()
-                os.kill(helper_pid, signal.SIGKILL)
+                for helper_pid in spawner.helper_pids():
+                    os.kill(helper_pid, signal.SIGKILL)
                 # If it is killed before it has told the child's pid, there is none to tell of.
                 with pytest.raises((BadGateway, Unavailable), match=r"SIGKILL|helper died"):
                     await asking
@@ -453,7 +453,24 @@ def test_the_helper_dies(run: Any, scripts: Path) -> None:
     run(main())
 
 
-def test_backends_share_a_helper(run: Any, scripts: Path) -> None:
+def test_another_helper_is_asked(run: Any, scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    write(scripts, f"#!/bin/sh\n{HEAD}echo $PPID\n")
+
+    async def main() -> None:
+        async with Spawner() as spawner, CgiBackend("cgi", scripts, spawner=spawner) as backend:
+            pids = spawner.helper_pids()
+            both = await asyncio.gather(*(Answer().from_(backend) for _ in range(2)))
+            assert sorted(int(answer.body) for answer in both) == sorted(pids)
+            os.kill(pids[0], signal.SIGKILL)
+            await until(lambda: spawner.helper_pids() != pids, "its end was noticed")
+            assert (await Answer().from_(backend)).status == 200
+
+    run(main())
+
+
+def test_backends_share_a_helper(run: Any, scripts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     write(scripts, f"#!/bin/sh\n{HEAD}echo ok\n")
 
     async def main() -> None:
