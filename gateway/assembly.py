@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..adapters.lifespan import Lifespan
+from ..adapters.loading import LoadFailure, detect_interface, load_application, single_callable
 from .backends.asgi import AsgiBackend
 from .backends.base import Backend
 from .backends.cgi import CgiBackend
@@ -36,7 +37,6 @@ from .config import (
     UwsgiSpec,
     WsgiSpec,
 )
-from .loading import LoadFailure, detect_interface, load_application, single_callable
 from .router import Route, Router
 from .sendfile import SentFiles
 from .spawn.client import Spawner

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ...adapters.lifespan import Lifespan, Mode
+from ...adapters.loading import single_callable
 from ...protocols.asgi import GATEWAY_EXTENSION, Receive, Scope, Send
 from .. import limits
-from ..loading import single_callable
 from .base import Backend
 
 _LONE_SURROGATES = re.compile("[\ud800-\udfff]")

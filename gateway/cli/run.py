@@ -45,7 +45,7 @@ def run(
 
         serve_reloading([application, "--host", host, "--port", str(port)], folder)
         return
-    from ..loading import (
+    from ...adapters.loading import (
         AttributeNotFound,
         LoadFailure,
         ModuleNotFound,

@@ -1,0 +1,5 @@
+#!/bin/sh
+echo "Content-Type: text/plain"
+echo
+date
+echo "$SCRIPT_NAME $PATH_INFO"
