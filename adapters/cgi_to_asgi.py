@@ -41,6 +41,7 @@ from .errors import (
     answered,
 )
 from .exchange import ResponseRelay, SpooledBody, TaskDeparture, spool_body
+from .lifespan import close_at_shutdown
 from .log_lines import LogLines, escape
 from .pipe_watcher import PipeWatcher, pipe_watcher
 from .pipes import READ_BYTES, Drain
@@ -180,7 +181,13 @@ class CgiToAsgi:
 
     @answered
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request; take part in the lifespan protocol to let go of all at its end.
+
+        Raises `NotImplementedError` for other scopes.
+        """
+        if scope["type"] == "lifespan":
+            await close_at_shutdown(receive, send, self.close)
+            return
         if scope["type"] != "http":
             raise NotImplementedError(f"CGI has no {scope['type']!r} connections")
         script = self._find(scope)
@@ -204,6 +211,7 @@ class CgiToAsgi:
             drain.close()
         if self._watcher is not None:
             self._watcher.close()
+            self._watcher = None
 
     def _find(self, scope: Scope) -> Script:
         prefix = to_bytes(mounted_prefix(scope))

@@ -35,6 +35,7 @@ from .fastcgi_exchange import ExchangeTerms, FastCgiExchange, NotMultiplexed
 from .fastcgi_link import OwnConnection
 from .fastcgi_multiplexing import Multiplexer
 from .fastcgi_params import FastCgiParams
+from .lifespan import close_at_shutdown
 from .request_params import Place, RequestParams, redirect_to_slash
 from .scripts import SlashMissing
 
@@ -153,7 +154,7 @@ class FastCgiToAsgi:
         Raises `ValueError` for other scopes, and what `tetrapylon.adapters.errors` lists.
         """
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await close_at_shutdown(receive, send, self.close)
             return
         if scope["type"] != "http":
             raise ValueError(f"FastCGI does not serve {scope['type']!r}")
@@ -190,16 +191,6 @@ class FastCgiToAsgi:
         self.connections.close()
         if self._multiplexer is not None:
             self._multiplexer.close()
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                self.close()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
 
     # The exchange
 

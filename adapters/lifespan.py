@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ..protocols.asgi import LIFESPAN_VERSIONS, Application, Message, Scope
+from ..protocols.asgi import LIFESPAN_VERSIONS, Application, Message, Receive, Scope, Send
 
 logger = logging.getLogger("tetrapylon.adapters.lifespan")
 
@@ -182,3 +183,14 @@ class Lifespan:
         else:
             raise _Refused(f"{kind!r} has no place in a lifespan that is {self._phase}")
         self._has_changed.set()
+
+
+async def close_at_shutdown(receive: Receive, send: Send, close: Callable[[], object]) -> None:
+    """Take part in the lifespan protocol as an application that has only to ``close`` at its end.
+
+    ``receive`` and ``send`` are those of its call with the scope ``lifespan``.
+    """
+    while (await receive())["type"] != "lifespan.shutdown":
+        await send({"type": "lifespan.startup.complete"})
+    close()
+    await send({"type": "lifespan.shutdown.complete"})

@@ -33,6 +33,7 @@ from .errors import (
     answered,
 )
 from .exchange import ResponseRelay, SpooledBody, TaskDeparture, spool_body
+from .lifespan import close_at_shutdown
 from .request_params import RequestParams, redirect_to_slash
 from .scripts import SlashMissing
 
@@ -126,7 +127,7 @@ class SocketToAsgi:
         Raises `ValueError` for other scopes, and what `tetrapylon.adapters.errors` lists.
         """
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await close_at_shutdown(receive, send, self.close)
             return
         if scope["type"] != "http":
             raise ValueError(f"{self.protocol} does not serve {scope['type']!r}")
@@ -158,12 +159,6 @@ class SocketToAsgi:
     def close(self) -> None:
         """Look up no more names; requests go on as they are."""
         self.connections.close()
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "lifespan.shutdown":
-            await send({"type": "lifespan.startup.complete"})
-        self.close()
-        await send({"type": "lifespan.shutdown.complete"})
 
     def _encode_head(self, variables: Mapping[str, str], length: int) -> bytes:
         """Return what stands before a body of ``length`` bytes."""

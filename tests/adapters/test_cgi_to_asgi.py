@@ -1311,6 +1311,32 @@ def serving(kind: str, app: CgiToAsgi) -> Iterator[int]:
             assert not thread.is_alive()
 
 
+def test_its_lifespan_ends_with_nothing_open(run: Any, scripts: Path) -> None:
+    write(scripts, f"#!/bin/sh\n{HEAD}echo ok\n")
+    app = CgiToAsgi(scripts)
+    said: list[str] = []
+
+    async def receive() -> Any:
+        if not said:
+            return {"type": "lifespan.startup"}
+        assert (await Client("/script").ask(app)).body == b"ok\n"
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: Any) -> None:
+        said.append(message["type"])
+
+    async def main() -> None:
+        fds = len(os.listdir("/proc/self/fd"))
+        await app({"type": "lifespan"}, receive, send)
+        assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert len(os.listdir("/proc/self/fd")) == fds
+        # Whoever asks later is answered all the same.
+        assert (await Client("/script").ask(app)).body == b"ok\n"
+        app.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("kind", ["uvicorn", "hypercorn"])
 def test_under_a_foreign_server(kind: str, scripts: Path) -> None:
     write(scripts, f'#!/bin/sh\nprintf "X-Path: $SCRIPT_NAME:$PATH_INFO\\n"\n{HEAD}exec cat\n')

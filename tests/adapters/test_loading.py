@@ -26,9 +26,6 @@ from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.gzip import GZipMiddleware
 
-from tetrapylon.adapters.wsgi_to_asgi import WsgiToAsgi
-from tetrapylon.gateway.backends.asgi import AsgiBackend
-from tetrapylon.gateway.backends.wsgi import WsgiBackend
 from tetrapylon.adapters.loading import (
     AttributeNotFound,
     LoadFailure,
@@ -39,6 +36,9 @@ from tetrapylon.adapters.loading import (
     load_application,
     single_callable,
 )
+from tetrapylon.adapters.wsgi_to_asgi import WsgiToAsgi
+from tetrapylon.gateway.backends.asgi import AsgiBackend
+from tetrapylon.gateway.backends.wsgi import WsgiBackend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # cgi, pkg_resources
