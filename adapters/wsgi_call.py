@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from ..protocols.asgi import Fields, Message, Scope
 from ..protocols.cgi.meta_variables import meta_variables
 from ..protocols.errors import LocalProtocolError
+from ..protocols.fields import FILE_FIELDS
 from ..protocols.wsgi import (
     Application,
     Environ,
@@ -264,6 +265,11 @@ class Call(Job):
         if code < 200:
             raise LocalProtocolError(f"start_response: status {status!r} is the server's to send")
         self._fields, self._content_length = encode_fields(headers)
+        if self._content_length is not None and not FILE_FIELDS.isdisjoint(
+            name for name, _ in self._fields
+        ):
+            self._content_length = None
+            self._fields = [field for field in self._fields if field[0] != b"content-length"]
         self._status = code
         self._has_no_body = code in (204, 304) or self._scope["method"] == "HEAD"
         return self.write

@@ -253,7 +253,11 @@ class Exchange:
             is_last = not message.get("more_body", False)
             if self._file is not None:
                 # Another body is sent, when this one has come to its end.
+                if self._is_file_due:
+                    raise LocalProtocolError("a message after the end of the response")
                 self._is_file_due = is_last
+                if not is_last:
+                    await asyncio.sleep(0)
                 return
             if not isinstance(body, bytes):
                 body = bytes(body)

@@ -127,6 +127,8 @@ class SentFiles:
             fd, status = open_beneath(folders[prefix].fileno(), below, symlinks=self._symlinks)
         except (Forbidden, IsADirectoryError) as error:
             raise BadGateway(f"{path!r} may not be sent ({name!r}): {error}") from error
+        except OSError as error:
+            raise BadGateway(f"{path!r} cannot be sent ({name!r}): {error}") from error
         own = [(name, value) for name, value in fields if name.lower() not in _OF_THE_BODY]
         content_type = next(
             (value for name, value in fields if name.lower() == b"content-type" and value),

@@ -22,6 +22,10 @@ HOP_BY_HOP = frozenset(
     )
 )
 
+#: Name a file to be sent in place of the body. A Content-Length beside them is the file's,
+#: as scripts and frameworks write it, and not that of the empty body that comes.
+FILE_FIELDS = frozenset((b"x-sendfile", b"x-accel-redirect"))
+
 # The length is a file offset in many an application: a signed 64-bit number.
 _LENGTH_LIMIT = 2**63 - 1
 _LENGTH_DIGITS = 19

@@ -22,8 +22,8 @@ Where the text leaves room, or practice departs from it:
   CGI has none) or white space before the colon.
 - A status line (``HTTP/1.1 404 Not Found``) in first place counts as the Status
   field. lighttpd takes it so; many an old script writes it.
-- Neither Content-Type nor Location nor Status: no CGI response (§6.3). Each of
-  them, and Content-Length, may be there once.
+- Neither Content-Type nor Location nor Status: no CGI response (§6.3), unless a file
+  is named to be sent. Each of them, and Content-Length, may be there once.
 - A Location that is a path is a *local* redirect only where it is the sole field
   (§6.2.2), as in lighttpd. With a Status it is a redirect for the client to
   follow, as frameworks mean it; with any other field likewise, with 302, so that
@@ -46,7 +46,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from ..asgi import Fields
 from ..errors import LocalProtocolError, RemoteProtocolError
-from ..fields import HOP_BY_HOP, is_token, parse_content_length
+from ..fields import FILE_FIELDS, HOP_BY_HOP, is_token, parse_content_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,8 @@ def _parse_head(head: bytes) -> _Head | LocalRedirect:
             continue
         fields.append((name, value))
 
-    if cgi.keys().isdisjoint(_CGI_FIELDS):
+    names_file = not FILE_FIELDS.isdisjoint(name for name, _ in fields)
+    if cgi.keys().isdisjoint(_CGI_FIELDS) and not names_file:
         raise _error("neither Content-Type nor Location nor Status in the head")
     location = cgi.get(b"location")
     if (
@@ -353,7 +354,7 @@ def _parse_head(head: bytes) -> _Head | LocalRedirect:
         except ValueError as error:
             raise _error(str(error)) from None
     status, reason = _read_status(cgi)
-    if status == 204 and content_length is not None:
+    if content_length is not None and (status == 204 or names_file):
         # RFC 9110 §8.6: no Content-Length with 204.
         fields = [field for field in fields if field[0] != b"content-length"]
         content_length = None

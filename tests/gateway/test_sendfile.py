@@ -131,6 +131,24 @@ def test_the_file_is_sent_with_the_fields_of_the_backend(ask, folder, gate) -> N
 
 
 @pytest.mark.parametrize("gate", GATES)
+def test_a_length_beside_it_is_that_of_the_file(ask, folder, gate) -> None:
+    """As PHP scripts and Flask write it."""
+    file = folder / "files/page.txt"
+    length = f"Content-Length: {file.stat().st_size}"
+    for _ in range(2):
+        answer = ask(gate, "Content-Type: text/csv", length, f"X-Sendfile: {file}")
+        assert (answer.status, answer.body) == (200, PAGE)
+        assert answer.headers.get_all("Content-Length") == [str(len(PAGE))]
+
+
+@pytest.mark.parametrize("gate", ["cgi", "fastcgi"])
+def test_it_may_be_the_only_field(ask, folder, gate) -> None:
+    answer = ask(gate, f"X-Sendfile: {folder}/files/page.txt")
+    assert (answer.status, answer.body) == (200, PAGE)
+    assert answer.headers["Content-Type"] == "text/x-test"
+
+
+@pytest.mark.parametrize("gate", GATES)
 def test_ranges_preconditions_and_head_are_the_file_s(ask, folder, gate) -> None:
     fields = ("Content-Type: text/plain", f"X-Sendfile: {folder}/files/page.txt")
     part = ask(gate, *fields, Range="bytes=10-19")
