@@ -40,7 +40,7 @@ def unprivileged() -> list[str]:
     command = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
     probe = [*command, "sh", "-c", '"$0" -c ""', sys.executable]
     if subprocess.run(probe, capture_output=True, timeout=20, check=False).returncode:
-        # An interpreter below /root, which only root may enter: that alone they all may, too.
+        # An interpreter below a folder that only root may enter: that alone they all may, too.
         reading = "+dac_read_search"
         command += [f"--inh-caps={reading}", f"--ambient-caps={reading}"]
     return command

@@ -222,6 +222,8 @@ class Helper:
         try:
             streams = list(fds)
             if data == STORED:
+                if not streams:
+                    return True  # lost for want of descriptors, with whom it was about
                 with open(streams.pop(0), "rb", closefd=False) as file:
                     data = file.read()
             # The worker made it, and is who started us.
