@@ -1256,7 +1256,7 @@ def test_languages(
 
 class UvicornServer:
     def __init__(self, app: CgiToAsgi, listener: socket.socket) -> None:
-        config = uvicorn.Config(app, lifespan="off", log_level="critical", loop="uvloop")
+        config = uvicorn.Config(app, lifespan="on", log_level="critical", loop="uvloop")
         self._server = uvicorn.Server(config)
         self._listener = listener
 
