@@ -147,6 +147,15 @@ class RunningGateway:
         """Return what the gateway wrote to its standard error so far."""
         return self._stderr.read_text(errors="replace")
 
+    def has_logged(self, text: str) -> bool:
+        """Tell whether the gateway says so, within bounds: a script's errors follow its answer."""
+        deadline = time.monotonic() + ANSWER_S
+        while text not in self.stderr_text():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection that is opened by its first request; the caller closes it."""
         if self.port:

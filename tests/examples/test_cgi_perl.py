@@ -20,7 +20,7 @@ def test_cgi_perl(copy_example: Any, start_example: Any) -> None:
     assert counted.status == 200
     rows = ["<tr><td>the</td><td>3</td></tr>", "<tr><td>élan</td><td>1</td></tr>"]
     assert all(row in counted.text for row in rows)
-    assert "counted 4 words" in running.stderr_text()
+    assert running.has_logged("counted 4 words")
     assert running.request("POST", "/words.pl", b"other=1", form).status == 422
     assert running.request("POST", "/words.pl", b"text=" + b"x" * 70000, form).status == 413
     refused = running.request("PUT", "/words.pl", b"x")

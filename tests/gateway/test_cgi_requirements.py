@@ -248,7 +248,7 @@ def test_all_of_the_output_however_late(served: Any) -> None:
 def test_standard_output_is_the_answer(served: Any) -> None:
     """CGI-6.1-STDOUT; standard error goes to the log."""
     assert served.get("/cgi/error").body == b"this"
-    assert "/cgi/error: not this" in served.stderr_text()
+    assert served.has_logged("/cgi/error: not this")
 
 
 def test_what_is_too_long(served: Any) -> None:

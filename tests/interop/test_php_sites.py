@@ -246,7 +246,7 @@ def test_what_php_says_of_its_answer(running: Any, kind: str) -> None:
     moved = running.get(f"/{kind}/moved.php")
     assert (moved.status, moved.headers["Location"]) == (303, "/fpm/?x=1")
     assert running.get(f"/{kind}/error.php").status == 500
-    assert "something is \\x1b[31m wrong" in running.stderr_text()
+    assert running.has_logged("something is \\x1b[31m wrong")
     cookie = running.get(f"/{kind}/session.php").headers["Set-Cookie"].partition(";")[0]
     for number in range(2, 5):
         assert running.get(f"/{kind}/session.php", {"Cookie": cookie}).text == str(number)
